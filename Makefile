@@ -1,0 +1,62 @@
+# Each target sets up .venv on first use and refreshes it when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help book test run notebooks lab student address clean
+
+help:
+	@echo "make book                                build the site"
+	@echo "make test                                every check"
+	@echo "make run CHAPTER=02_deepkde              run a chapter  [PARAMS=file.yaml] [OUT=copy.ipynb]"
+	@echo "make notebooks                           regenerate and execute stale chapters  [CHAPTER=..]"
+	@echo "make lab                                 open the chapters in JupyterLab"
+	@echo "make student                             copies without solutions in _build/student"
+	@echo "make address URL=https://github.com/..   change the public address, for a fork"
+	@echo "make clean                               remove build output (.venv stays)"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The site shows stored outputs, so it is built without torch: the library comes without its needs.
+$(VENV)/site.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python book/tools/requirements.py site > $(VENV)/site.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/site.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+$(VENV)/book.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[book]'
+	@touch $@ $(VENV)/site.stamp
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[book,test,scale]'
+	@touch $@ $(VENV)/book.stamp $(VENV)/site.stamp
+
+book: $(VENV)/site.stamp
+	@$(BIN)/python book/tools/build.py
+
+test: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+run: $(VENV)/book.stamp
+	@test -n "$(CHAPTER)" || { echo "Say which: make run CHAPTER=$(notdir $(basename $(firstword $(wildcard book/chapters/*.md))))"; exit 2; }
+	@$(BIN)/python book/tools/run.py $(CHAPTER) $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--out $(OUT))
+
+notebooks: $(VENV)/book.stamp
+	@$(BIN)/python book/tools/notebooks.py $(CHAPTER)
+
+lab: $(VENV)/book.stamp
+	$(BIN)/jupyter lab notebooks
+
+student: $(VENV)/book.stamp
+	@$(BIN)/python book/tools/student.py _build/student
+
+address:
+	@$(PYTHON) book/tools/address.py $(URL)
+
+clean:
+	rm -rf _build
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+"""Build the site with warnings as errors, and print the path of its first page: build.py [OUT].
+
+OUT is the folder that gets `_build/html`; without it, the project root.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pages() -> list[str]:
+    """Return the site's pages, root first, as paths without a suffix."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    return [toc["root"], *files]
+
+
+def build(out: Path) -> Path:
+    """Build into `out`/_build/html and return the first page's path.
+
+    `--all` reads every page anew: a page that Sphinx has cached would keep its warnings to itself.
+    """
+    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--path-output", str(out)]
+    subprocess.run([*command, "--all", "-W", "--keep-going", "-n"], check=True)
+    html = [out / "_build" / "html" / f"{page}.html" for page in pages()]
+    missing = [str(page) for page in html if not page.exists()]
+    if missing:  # another major version of jupyter-book exits 0 and builds nothing
+        raise SystemExit("The build ended without an error, but these pages are not there: " + ", ".join(missing))
+    return html[0]
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT))
