@@ -29,7 +29,7 @@ def build(out: Path) -> Path:
     html = [out / "_build" / "html" / f"{page}.html" for page in pages()]
     missing = [str(page) for page in html if not page.exists()]
     if missing:  # another major version of jupyter-book exits 0 and builds nothing
-        raise SystemExit("The build ended without an error, but these pages are not there: " + ", ".join(missing))
+        raise SystemExit(f"The build reported no error, but left out {', '.join(missing)}")
     return html[0]
 
 
