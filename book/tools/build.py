@@ -24,8 +24,10 @@ def build(out: Path) -> Path:
 
     `--all` reads every page anew: a page that Sphinx has cached would keep its warnings to itself.
     """
-    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--path-output", str(out)]
-    subprocess.run([*command, "--all", "-W", "--keep-going", "-n"], check=True)
+    command = Path(sys.executable).with_name("jupyter-book")
+    options = ["--path-output", out, "--all", "-W", "--keep-going", "-n"]
+    if subprocess.run([command, "build", ROOT, *options]).returncode:
+        raise SystemExit("The build failed, or gave a warning: see above.")
     html = [out / "_build" / "html" / f"{page}.html" for page in pages()]
     missing = [str(page) for page in html if not page.exists()]
     if missing:  # another major version of jupyter-book exits 0 and builds nothing
