@@ -9,11 +9,12 @@ import os
 import sys
 from pathlib import Path
 
-import chapters
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from tqdm import tqdm
+
+import chapters
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:

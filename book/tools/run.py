@@ -8,10 +8,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import chapters
 import nbformat
 import papermill
 import yaml
+
+import chapters
 
 
 def load_parameters(file: Path, defaults: dict[str, object]) -> dict[str, object]:

@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-import chapters
 import nbformat
+
+import chapters
 
 
 def student(name: str, folder: Path) -> Path:

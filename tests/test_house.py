@@ -1,0 +1,119 @@
+"""The project as a whole: one address, no dead link, nothing heavy."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+import address
+import build
+import chapters
+import latentspace
+
+ROOT = chapters.ROOT
+SLUG, SITE = address.forms(address.current(ROOT))
+COPIES = ["README.md", "CITATION.cff", "book/running.md", "book/tools/setup_cell.py"]
+
+
+def tracked():
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in filter(None, done.stdout.split("\0"))]
+
+
+def texts():
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_address_is_the_one_of_the_configuration(name):
+    text = (ROOT / name).read_text()
+    found = re.findall(r"github\.com/([\w.-]+/[\w.-]+?)(?=[/\s\"')]|\.git\b|$)", text)
+    found += re.findall(r"/github/([\w.-]+/[\w.-]+)/blob", text)
+    assert found
+    assert set(found) == {SLUG}
+    assert set(re.findall(r"[\w-]+\.github\.io/[\w.-]+", text)) <= {SITE}
+
+
+def test_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == latentspace.__version__
+    assert f"@v{latentspace.__version__}" in (ROOT / "book" / "tools" / "setup_cell.py").read_text()
+
+
+def test_readme_and_site_list_the_chapters():
+    rows = re.findall(r"^\| \d\d \| \[.*?\]\((.*?)\).*\]\((.*?)\) \|$", readme(), flags=re.M)
+    names = [f"notebooks/{name}" for name in chapters.names()]
+    assert [page for page in build.pages() if page.startswith("notebooks/")] == names
+    assert [page for page, _ in rows] == [f"{name}.ipynb" for name in names]
+    colab = f"https://colab.research.google.com/github/{SLUG}/blob/main/"
+    assert [badge for _, badge in rows] == [f"{colab}{name}.ipynb" for name in names]
+
+
+def test_each_notebook_has_its_text():
+    assert sorted(path.stem for path in chapters.NOTEBOOKS.glob("*.ipynb")) == chapters.names()
+
+
+def readme():
+    return (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", texts(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(path):
+    links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def commands(text):
+    return set(re.findall(r"\bmake ([a-z]+)\b", text))
+
+
+def test_make_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, flags=re.M)[1].split())
+    inline = [re.findall(r"`+(?:bash\n)?(.*?)`+", path.read_text(), flags=re.S) for path in texts()]
+    assert commands("\n".join(sum(inline, []))) <= targets
+    for path in [*(ROOT / ".github" / "workflows").iterdir(), ROOT / ".ci" / "run"]:
+        assert commands(path.read_text()) <= targets
+    assert commands(makefile) <= targets
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").iterdir()), ids=str)
+def test_workflows_parse(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert {"name", True, "permissions", "jobs"} <= set(workflow)  # YAML reads `on` as True
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 45
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+
+
+def test_tests_run_on_each_supported_python():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    versions = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={versions[0]}"
+    assert versions == ["3.11", "3.12", "3.13"]
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter(); import latentspace;"
+        "print(time.perf_counter() - start, *sys.modules)"
+    )
+    env = {"PYTHONPATH": str(ROOT / "lib")}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout
+        for _ in range(3)
+    ]
+    assert min(float(run.split()[0]) for run in runs) < 0.1
+    assert not {"torch", "sklearn", "numpy", "pandas"} & set(runs[0].split())
+
+
+def test_no_large_file_and_no_data_is_committed():
+    paths = [path for path in tracked() if path.exists()]
+    assert [path for path in paths if path.stat().st_size > 3_000_000] == []
+    assert [path for path in paths if path.suffix in {".npz", ".npy", ".pt", ".pth", ".ckpt"}] == []

@@ -1,0 +1,166 @@
+"""What every chapter must hold to, and its smoke run."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from jupytext.compare import compare_notebooks
+from papermill.parameterize import parameterize_notebook
+
+import chapters
+
+SETUP = (chapters.ROOT / "book" / "tools" / "setup_cell.py").read_text().strip()
+SECONDS = 60  # a smoke run takes at most 20 on a quiet machine; this leaves room for a busy one
+
+pytestmark = pytest.mark.parametrize("name", chapters.names())
+
+
+def stored(name):
+    return nbformat.read(chapters.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def outputs(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def params(name, kind):
+    return yaml.safe_load((chapters.NOTEBOOKS / "params" / f"{name}.{kind}.yaml").read_text())
+
+
+def test_notebook_is_made_from_the_text(name):
+    compare_notebooks(
+        stored(name), chapters.read(name), fmt="md:myst", allow_expected_differences=True
+    )
+
+
+def test_setup_cell_is_the_canonical_one(name):
+    assert code(stored(name))[0].source == SETUP
+
+
+def test_one_parameters_cell_of_plain_values(name):
+    assert chapters.parameters(stored(name))["scale"] == "published"
+
+
+@pytest.mark.parametrize("kind", ["smoke", "paper"])
+def test_parameter_file_names_known_parameters(name, kind):
+    given = params(name, kind)
+    assert given["scale"] == kind
+    assert chapters.complaints(given, chapters.parameters(stored(name))) == []
+
+
+def test_stored_outputs_come_from_one_run_in_order(name):
+    cells = code(stored(name))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+def test_stored_outputs_hold_no_error_or_warning(name):
+    bad = [
+        o for o in outputs(stored(name)) if o.output_type == "error" or o.get("name") == "stderr"
+    ]
+    assert bad == []
+
+
+class Pictures(HTMLParser):
+    """Collects the text alternative of each picture: None for one that has none."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "img":
+            self.found.append(attrs.get("alt"))
+        elif tag in ("svg", "canvas") and "aria-hidden" not in attrs:
+            self.found.append(attrs.get("aria-label") if attrs.get("role") == "img" else None)
+
+
+def alternatives(notebook):
+    found = re.findall(r"!\[([^]]*)\]\(", prose(notebook))
+    found += Pictures(prose(notebook)).found
+    for output in outputs(notebook):
+        data = output.get("data", {})
+        if "text/html" in data:
+            found += Pictures(data["text/html"]).found
+        elif any(kind.startswith("image/") for kind in data):
+            found.append(None)  # a bare picture; `figures.show` gives it its alternative
+    return found
+
+
+def test_each_figure_says_what_is_seen(name):
+    found = alternatives(stored(name))
+    assert found, "a chapter has a figure"
+    assert [alt for alt in found if alt is None or len(alt.split()) < 5] == []
+
+
+def test_file_is_small_and_cells_are_short(name):
+    assert (chapters.NOTEBOOKS / f"{name}.ipynb").stat().st_size < 3_000_000
+    assert [c.source for c in code(stored(name)) if len(c.source.splitlines()) > 25] == []
+
+
+def test_prose_and_exercises(name):
+    notebook = stored(name)
+    text = prose(notebook)
+    assert len(re.findall(r"\w+", text)) >= 2000
+    exercises = len(re.findall(r"^:::+\{exercise\}", text, flags=re.M))
+    assert exercises >= 5
+    solutions = [c for c in chapters.tagged(notebook, "solution") if c.cell_type == "markdown"]
+    assert len(solutions) >= exercises
+
+
+def test_prose_reads_in_colab(name):
+    text = prose(stored(name))
+    assert re.findall(r"^```+\{.*", text, flags=re.M) == [], "directives use colon fences"
+    links = re.findall(r"\]\((?!https?:|#)([^)\s]*)", text)
+    assert links == [], "Colab has no file beside the notebook"
+
+
+def run_with_nbval(notebook, folder, timeout=SECONDS):
+    """Run every cell in a fresh kernel, without data or a network, and compare the marked outputs.
+
+    Returns the completed pytest process, or None after `timeout` seconds.
+    """
+    path = folder / "copy.ipynb"
+    nbformat.write(notebook, path)
+    (folder / "data").mkdir()
+    library, offline = chapters.ROOT / "lib", Path(__file__).parent / "offline"
+    env = os.environ | {
+        "LATENTSPACE_DATA": str(folder / "data"),
+        "PYTHONPATH": os.pathsep.join([str(offline), str(library)]),
+    }
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", folder, "-q", "-x"]
+    nbval = ["--nbval-lax", "--nbval-cell-timeout", str(timeout), "--nbval-kernel-name", "python3"]
+    try:
+        return subprocess.run(
+            [*command, *nbval, "-p", "no:cacheprovider", path],
+            env=env, cwd=folder, timeout=timeout, capture_output=True, text=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
+
+
+@pytest.mark.chapter
+def test_smoke_run(name, tmp_path):
+    notebook = stored(name)
+    assert any("# NBVAL_CHECK_OUTPUT" in cell.source for cell in code(notebook))
+    start = time.perf_counter()
+    done = run_with_nbval(parameterize_notebook(notebook, params(name, "smoke")), tmp_path)
+    assert done, f"the smoke run took more than {SECONDS} s"
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(f"{name}: smoke run in {time.perf_counter() - start:.1f} s")

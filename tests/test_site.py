@@ -1,0 +1,154 @@
+"""The built site, looked at in a browser that has no network."""
+
+import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+import address
+import build
+import chapters
+
+pytestmark = pytest.mark.site
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]  # fmt: skip
+THEME_SAYS = "Got invalid theme mode"  # on each first visit, before it falls back to auto
+
+
+@pytest.fixture(scope="session")
+def html(tmp_path_factory):
+    """The folder of the site, built with warnings as errors."""
+    out = tmp_path_factory.mktemp("site")
+    build.build(out)
+    return out / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def server(html):
+    """The address of a server on this machine that gives out the site."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(html))) as httpd:
+        Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield browser
+        browser.close()
+
+
+def visit(browser, url):
+    """Open a page and wait for its formulas; `page.troubles` lists what went wrong on the way."""
+    page = browser.new_page()
+    page.troubles = troubles = []
+    page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url}"))
+    page.on("response", lambda r: r.status >= 400 and troubles.append(f"{r.status}: {r.url}"))
+    page.on("pageerror", lambda error: troubles.append(f"script: {error}"))
+    page.on(
+        "console",
+        lambda m: m.type == "error" and THEME_SAYS not in m.text and troubles.append(m.text),
+    )
+    page.goto(url, wait_until="load")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    return page
+
+
+@pytest.fixture(scope="module", params=build.pages())
+def page(request, browser, server):
+    """One page of the book; the tests of it share one visit."""
+    page = visit(browser, f"{server}/{request.param}.html")
+    page.name = request.param
+    yield page
+    page.close()
+
+
+def test_nothing_fails_to_load(page):
+    assert page.troubles == []
+
+
+def test_formulas_are_rendered(page):
+    formulas = page.locator(".math").count()
+    assert page.locator(".math mjx-container svg").count() >= formulas
+    assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+
+
+def test_colab_opens_the_chapter(page):
+    links = page.locator("a[href*='colab.research.google.com/github']").evaluate_all(
+        "links => links.map(link => link.href)"
+    )
+    if not page.name.startswith("notebooks/"):
+        assert links == []
+        return
+    slug = address.forms(address.current(chapters.ROOT))[0]
+    notebook = f"{page.name}.ipynb"
+    expected = f"https://colab.research.google.com/github/{slug}/blob/main/{notebook}"
+    assert set(links) == {expected}
+    assert (chapters.ROOT / notebook).exists()
+
+
+def test_one_search_bar(page):
+    assert page.locator(".search-button-field").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_accessibility_rule_is_broken(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate("scheme => document.documentElement.dataset.theme = scheme", scheme)
+    found = Axe().run(page).response["violations"]
+    shown = [(rule["id"], node["html"], node["failureSummary"]) for rule in found
+             for node in rule["nodes"]]  # fmt: skip
+    assert shown == []
+
+
+def test_page_fits_a_phone(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    width = page.evaluate("document.scrollingElement.scrollWidth")
+    page.set_viewport_size({"width": 1280, "height": 720})
+    assert width <= 360
+
+
+def test_search_answers(browser, server):
+    page = visit(browser, f"{server}/search.html?q=silhouette")
+    page.wait_for_selector("#search-results li a", timeout=10_000)
+    assert page.locator("#search-results li a[href*='glossary']").count() >= 1
+    assert page.troubles == []
+    page.close()
+
+
+def test_first_address_leads_to_the_preface(browser, server):
+    page = visit(browser, f"{server}/")
+    page.wait_for_url("**/book/intro.html", timeout=10_000)
+    page.close()
+
+
+def test_formulas_are_rendered_from_a_plain_folder(browser, html):
+    page = visit(browser, (html / "book" / "notation.html").as_uri())
+    assert page.locator(".math mjx-container svg").count() > 20
+    assert page.troubles == []
+    page.close()
+
+
+def test_site_shows_stored_outputs_only():
+    config = yaml.safe_load((chapters.ROOT / "_config.yml").read_text())
+    assert config["execute"]["execute_notebooks"] == "off"
