@@ -1,0 +1,252 @@
+"""Records, their files, their display, and the scoreboard made of them."""
+
+import importlib.util
+import io
+import json
+import math
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentspace import results
+
+EXTENSION = Path(__file__).resolve().parents[1] / "book" / "_ext" / "scoreboard.py"
+
+
+def make(**changes):
+    values = {"document": "DeepKDE", "item": "Fig. 3", "row": "after", "metric": "accuracy"}
+    return results.record(**{**values, "ours": [0.91, 0.95, 0.93], **changes})
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "_config.yml").touch()
+    (tmp_path / "book" / "chapters").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "book" / "chapters")
+    return tmp_path
+
+
+def test_mean_and_sample_standard_deviation():
+    values = [0.91, 0.95, 0.931234567]
+    entry = make(ours=np.array(values))
+    assert entry["mean"] == pytest.approx(statistics.mean(values), rel=1e-5)
+    assert entry["std"] == pytest.approx(statistics.stdev(values), rel=1e-5)
+    assert entry["n_seeds"] == 3
+    assert entry["values"] == [0.91, 0.95, 0.931235]
+
+
+@pytest.mark.parametrize("one", [0.5, [0.5], np.float32(0.5), np.array(0.5), np.array([0.5])])
+def test_one_seed_has_no_spread(one):
+    entry = make(ours=one)
+    assert (entry["mean"], entry["std"], entry["n_seeds"]) == (0.5, None, 1)
+    assert "±" not in results.display_row(entry)["ours"]
+
+
+def test_numbers_keep_six_digits_and_counts_stay_exact():
+    entry = make(ours=12_345_678, paper=0.123456789, seconds=1234.56789)
+    assert (entry["mean"], entry["paper"], entry["seconds"]) == (12_345_678, 0.123457, 1234.57)
+    assert make(ours=1.23456789e-7)["mean"] == 1.23457e-7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ours": math.nan},
+        {"ours": [0.5, math.inf]},
+        {"ours": []},
+        {"ours": "0.5"},
+        {"ours": None},
+        {"paper": math.nan},
+        {"seconds": -1.0},
+        {"seconds": math.inf},
+        {"document": ""},
+        {"row": "  "},
+        {"metric": None},
+        {"setting": None},
+    ],
+)
+def test_bad_values_are_refused(changes):
+    name = next(iter(changes))
+    with pytest.raises(ValueError, match=name):
+        make(**changes)
+
+
+def test_versions_and_device():
+    entry = make()
+    assert entry["versions"]["numpy"] == np.__version__
+    assert "scikit-learn" in entry["versions"]
+    assert ("torch" in entry["versions"]) == ("torch" in sys.modules)
+    assert entry["device"].startswith("CPU, ")
+    assert make(device="mps")["device"] == "mps"
+
+
+def test_save_and_load(project):
+    records = [make(), make(row="before", paper=0.9)]
+    path = results.save("02_deepkde", records)
+    assert path == project / "book" / "results" / "02_deepkde.json"
+    assert results.load("02_deepkde") == records
+    text = path.read_text()
+    assert text.endswith("}\n")
+    assert list(json.loads(text)["records"][0]) == list(results.FIELDS)
+    backwards = [dict(reversed(entry.items())) for entry in records]
+    assert results.save("02_deepkde", backwards).read_text() == text
+
+
+def test_scales(project):
+    assert results.save("02_deepkde", [make()], scale="smoke") is None
+    assert not (project / "book" / "results").exists()
+    assert results.save("02_deepkde", [make()], scale="paper").name == "02_deepkde.paper.json"
+    with pytest.raises(FileNotFoundError, match="02_deepkde"):
+        results.load("02_deepkde")
+    assert len(results.load("02_deepkde", scale="paper")) == 1
+
+
+def test_outside_the_project_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert results.save("02_deepkde", [make()]) is None
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="project"):
+        results.load("02_deepkde")
+
+
+@pytest.mark.parametrize(
+    ("chapter", "records", "scale", "message"),
+    [
+        ("../02_deepkde", [make()], "published", "chapter"),
+        ("02_deepkde", [make()], "a/b", "scale"),
+        ("02_deepkde", [], "smoke", "no record"),
+        ("02_deepkde", [make(), make(ours=1)], "smoke", "same number"),
+        ("02_deepkde", [{"row": "after"}], "smoke", "results.record"),
+    ],
+)
+def test_save_refuses(project, chapter, records, scale, message):
+    with pytest.raises(ValueError, match=message):
+        results.save(chapter, records, scale=scale)
+
+
+def test_failed_save_leaves_the_old_file_and_nothing_else(project, monkeypatch):
+    path = results.save("02_deepkde", [make()])
+    before = path.read_text()
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        results.save("02_deepkde", [make(ours=0.1)])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (0.9412, 0.0123, "0.941 ± 0.012"),
+        (45.12, 0.5, "45.12 ± 0.50"),
+        (1234.5, 12.3, "1,234 ± 12"),
+        (0.9, 0, "0.9 ± 0"),
+        (3e-9, 2e-10, "3e-09 ± 2e-10"),
+        (0.94123, None, "0.9412"),
+        (1_234_567, None, "1,234,567"),
+        (-0.5, None, "-0.5"),
+        (0, None, "0"),
+    ],
+)
+def test_display_of_ours(mean, std, text):
+    entry = {**make(), "mean": mean, "std": std}
+    assert results.display_row(entry)["ours"] == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "—"), (0.81, "0.8 s"), (41.7, "42 s"), (200, "3 min"), (8000, "2.2 h")],
+)
+def test_display_of_time(seconds, text):
+    assert results.display_row(make(seconds=seconds))["time"] == text
+
+
+def test_display_of_direction_and_missing_paper_value():
+    row = results.display_row(make(higher_is_better=False))
+    assert (row["metric"], row["paper"], row["setting"]) == ("accuracy ↓", "—", "—")
+    assert results.display_row(make(higher_is_better=None, paper=97.60))["paper"] == "97.6"
+
+
+def test_table():
+    frame = results.table([make(), make(row="<before>", ours=0.9)])
+    assert list(frame) == ["item", "row", "metric", "paper", "ours", "n", "setting", "time"]
+    assert list(frame.ours) == ["0.930 ± 0.020", "0.9"]
+    html = frame._repr_html_()
+    assert "&lt;before&gt;" in html
+    assert html.count("<th>") == len(frame.columns)  # no index
+    assert "document" in results.table([make(), make(document="StatDEC")])
+
+
+# The scoreboard
+
+
+@pytest.fixture(scope="module")
+def scoreboard():
+    pytest.importorskip("sphinx")
+    spec = importlib.util.spec_from_file_location("scoreboard", EXTENSION)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["scoreboard"] = module
+    yield module
+    del sys.modules["scoreboard"]
+
+
+def build(source):
+    """Build the site in `source` with the directive; return its page and the warnings."""
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
+
+    (source / "notebooks").mkdir(exist_ok=True)
+    (source / "notebooks" / "02_deepkde.rst").write_text("Shaping by density\n==================\n")
+    (source / "index.rst").write_text(
+        "Scores\n======\n\n.. scoreboard::\n\n.. toctree::\n\n   notebooks/02_deepkde\n"
+    )
+    warnings, out = io.StringIO(), source / "_build"
+    with docutils_namespace():
+        Sphinx(
+            source, None, out, out / "trees", "html", status=None, warning=warnings,
+            confoverrides={"extensions": ["scoreboard"], "html_theme": "basic", "nitpicky": True},
+        ).build()  # fmt: skip
+    return (out / "index.html").read_text(), warnings.getvalue()
+
+
+def test_scoreboard_page(project, scoreboard):
+    page, warnings = build(project)
+    assert "No results have been recorded yet." in page
+    assert warnings == ""
+
+    results.save("02_deepkde", [make(paper=0.94), make(row="before", ours=0.5)])
+    results.save("02_deepkde", [make()], scale="paper")
+    results.save("01_measuring_clusters", [make()])
+    page, warnings = build(project)  # the page is read again, though its text has not changed
+    assert warnings == ""
+    assert page.count("<table") == 2
+    assert page.count("<caption>") == 2
+    assert 'href="notebooks/02_deepkde.html"><span class="doc">Shaping by density' in page
+    assert "Chapter 01 measuring clusters" in page
+    assert "0.930 ± 0.020" in page
+    assert page.count('<th class="head') == 2 * len(scoreboard.HEADINGS)
+    assert page.count('<th class="stub') == 3
+
+    results.save("02_deepkde", [make(ours=0.123)])
+    page, _ = build(project)
+    assert "0.123" in page
+    (project / "book" / "results" / "02_deepkde.json").unlink()
+    page, _ = build(project)
+    assert page.count("<table") == 1
+
+
+def test_scoreboard_reports_a_broken_file(project, scoreboard):
+    folder = project / "book" / "results"
+    folder.mkdir()
+    (folder / "02_deepkde.json").write_text('{"records": [{}]}')
+    _, warnings = build(project)
+    assert "02_deepkde.json is not a results file" in warnings
