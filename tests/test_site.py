@@ -22,6 +22,15 @@ QUIET = [
     "--disable-background-networking", "--disable-component-update",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]  # fmt: skip
+# What the theme, docutils and pandas break wherever they write, and offer no setting for.
+KNOWN = [
+    ("region", 'class="logo__image'),  # the sidebar's logo stands outside the landmarks
+    # The roles that docutils gives a list of references, where newer rules want others.
+    ("aria-allowed-role", 'role="doc-biblioentry"'),
+    ("aria-deprecated-role", 'role="doc-biblioentry"'),
+    ("aria-required-children", 'class="citation-list"'),
+    ("empty-table-header", "<th></th>"),  # the corner of a data frame
+]
 THEME_SAYS = "Got invalid theme mode"  # on each first visit, before it falls back to auto
 
 
@@ -113,12 +122,16 @@ def test_one_search_bar(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_accessibility_rule_is_broken(page, scheme):
-    page.emulate_media(color_scheme=scheme)
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.evaluate("scheme => document.documentElement.dataset.theme = scheme", scheme)
-    found = Axe().run(page).response["violations"]
-    shown = [(rule["id"], node["html"], node["failureSummary"]) for rule in found
-             for node in rule["nodes"]]  # fmt: skip
-    assert shown == []
+    page.evaluate("() => Promise.all(document.getAnimations().map(fade => fade.finished))")
+    broken = [
+        (rule["id"], node["html"], node["failureSummary"])
+        for rule in Axe().run(page).response["violations"]
+        for node in rule["nodes"]
+        if not any(rule["id"] == known and part in node["html"] for known, part in KNOWN)
+    ]
+    assert broken == []
 
 
 def test_page_fits_a_phone(page):
