@@ -103,10 +103,11 @@ def fetch(name, split):
                 "writing, or set LATENTSPACE_DATA to another folder",
                 str(folder),
             ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise FileNotFoundError(
             f"{name}/{split}.npz is not in {data_home()} and could not be fetched from "
-            f"{source.home} ({type(error).__name__}: {error}). With a network, run "
-            f"`{_command(name, split)}`; or put the file {folder / f'{split}.npz'} there yourself."
+            f"{source.home}. With a network, run `{_command(name, split)}`; or put the file "
+            f"{folder / f'{split}.npz'} there yourself. Reason: {reason}"
         ) from error
 
 
@@ -182,8 +183,8 @@ def long_tailed(y, ratio, n_max=None, seed=0):
     """Choose samples so that class sizes fall off geometrically.
 
     Of the i-th of C classes (in the order of their labels) floor(n_max * ratio**(-i / (C - 1)))
-    samples are kept: `n_max` of the first, `n_max / ratio` of the last:
-    the exponential decay of StatDEC's long-tailed CIFAR.
+    samples are kept: `n_max` of the first, `n_max / ratio` of the last. This is the exponential
+    decay of StatDEC's long-tailed CIFAR.
 
     Parameters
     ----------
@@ -206,7 +207,9 @@ def long_tailed(y, ratio, n_max=None, seed=0):
 def step_imbalance(y, ratio, n_max=None, minority=None, seed=0):
     """Choose samples so that minority classes are `ratio` times smaller than the others.
 
-    Majority classes keep `n_max` samples, minority classes floor(n_max / ratio): StatDEC's step.
+    Majority classes keep `n_max` samples, minority classes floor(n_max / ratio): the
+    step imbalance of StatDEC's CIFAR.
+
     Parameters and result as for `long_tailed`; `minority` lists the labels of the small classes,
     by default the upper half of them (the smaller half if their number is odd).
     """
