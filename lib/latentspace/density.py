@@ -1,0 +1,330 @@
+"""Shape a space to a chosen density: kernel estimates, Gaussian-mixture targets, DeepKDE.
+
+Equations are numbered as in the DeepKDE paper; "corrected" marks those whose printed form does
+not hold (the book's errata page, K1 to K13, shows each with numbers).
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+# --- kernel density estimate --------------------------------------------------------------------
+
+
+def scott_bandwidth(n, d, sigma=1.0):
+    """Scott's rule for a Gaussian kernel: ``sigma * n ** (-1 / (d + 4))``.
+
+    Parameters
+    ----------
+    n : int
+        Number of observations.
+    d : int
+        Dimension.
+    sigma : float
+        Standard deviation of one component, in the units of the data. The global standard
+        deviation of a mixture is far too wide (errata K5).
+    """
+    if n < 1 or d < 1 or not sigma > 0:
+        raise ValueError(f"need n >= 1, d >= 1 and sigma > 0, got {n}, {d}, {sigma}")
+    return sigma * n ** (-1 / (d + 4))
+
+
+def log_density(locations, observations, bandwidth, leave_one_out=False):
+    """Log of the Gaussian kernel density estimate at each location (DeepKDE eq. 5, corrected: K2).
+
+    ``log f(z) = logsumexp_i(-|z - z_i|^2 / 2h^2) - d/2 log(2 pi) - d log h - log l``
+
+    Parameters
+    ----------
+    locations : tensor (n, d)
+        Where to evaluate.
+    observations : tensor (l, d)
+        The sample that makes the estimate.
+    bandwidth : float
+        The kernel's standard deviation ``h``, > 0.
+    leave_one_out : bool or int64 tensor (n,)
+        True: location i is observation i and is left out of its own estimate. A tensor names, for
+        each location, the observation to leave out, -1 for none.
+
+    Returns
+    -------
+    tensor (n,), without gradient; see :func:`mean_log_density` for one with.
+    """
+    skip = _check(locations, observations, bandwidth, leave_one_out)
+    with torch.no_grad():
+        value, _, _ = _estimate(locations, observations, bandwidth, skip, False, False)
+    return value
+
+
+def mean_log_density(locations, observations, bandwidth, leave_one_out=False):
+    """Mean over the locations of :func:`log_density`, differentiable in both point sets.
+
+    One pass over blocks of rows gives the value and both gradients, so memory grows with
+    ``n + l`` and not with ``n * l`` (DeepKDE eq. 6 and 8, corrected: K3).
+
+    Parameters and errors are those of :func:`log_density`. Returns a scalar tensor.
+    """
+    skip = _check(locations, observations, bandwidth, leave_one_out)
+    return _MeanLogDensity.apply(locations, observations, bandwidth, skip)
+
+
+def _check(locations, observations, bandwidth, leave_one_out):
+    """Validate the arguments; return the index of the observation each location leaves out."""
+    for name, points in (("locations", locations), ("observations", observations)):
+        if points.ndim != 2 or 0 in points.shape:
+            raise ValueError(f"{name} must be a non-empty (n, d) tensor, got {tuple(points.shape)}")
+        if not points.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {points.dtype}")
+        if not torch.isfinite(points).all():
+            raise ValueError(f"{name} contain NaN or infinity")
+    n, d = locations.shape
+    l = len(observations)
+    if observations.shape[1] != d or observations.dtype != locations.dtype:
+        raise ValueError(
+            f"locations {tuple(locations.shape)} {locations.dtype} and observations "
+            f"{tuple(observations.shape)} {observations.dtype} must agree in width and dtype"
+        )
+    if not (bandwidth > 0 and math.isfinite(bandwidth)):
+        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
+    if leave_one_out is False:
+        return None
+    if leave_one_out is True:
+        if n != l:
+            raise ValueError(f"leave_one_out=True needs as many observations as locations: {n}, {l}")
+        leave_one_out = torch.arange(n, device=locations.device)
+    if leave_one_out.shape != (n,) or leave_one_out.max() >= l or leave_one_out.min() < -1:
+        raise ValueError(f"leave_one_out must hold {n} indices between -1 and {l - 1}")
+    if l < 2:
+        raise ValueError("nothing is left of one observation when one is left out")
+    return leave_one_out
+
+
+def _estimate(locations, observations, bandwidth, skip, want_locations, want_observations):
+    """Log density per location, and the gradients of its *sum* where asked for."""
+    n, d = locations.shape
+    l = len(observations)
+    dtype = locations.dtype
+    # |x - y|^2 = |x|^2 - 2 x.y + |y|^2 loses digits when points lie far apart in bandwidths;
+    # beyond a hundred of them single precision is not enough.
+    centre = observations.mean(0)
+    x, y = (locations - centre) / bandwidth, (observations - centre) / bandwidth
+    if dtype != torch.float64 and max(x.abs().max(), y.abs().max()) > 100:
+        x, y = x.double(), y.double()
+    one = x.new_ones(1)
+    right = torch.cat([y, -0.5 * y.square().sum(1, keepdim=True)], 1).T.contiguous()
+    left = torch.cat([x, one.expand(n, 1)], 1)
+    weighted = torch.cat([y, one.expand(l, 1)], 1)
+    half_norm = 0.5 * x.square().sum(1)
+
+    value = x.new_empty(n)
+    grad_x = torch.empty_like(x) if want_locations else None
+    pull = x.new_zeros(d + 1, l) if want_observations else None
+    rows = max(16, (2**26 if x.is_cuda else 2**18) // l)
+    kernel = x.new_empty(min(rows, n), l)
+    for start in range(0, n, rows):
+        block = slice(start, min(start + rows, n))
+        k = torch.mm(left[block], right, out=kernel[: block.stop - start])
+        if skip is not None:
+            row = torch.nonzero(skip[block] >= 0).squeeze(1)
+            k[row, skip[block][row]] = -math.inf
+        top = k.amax(1, keepdim=True)
+        # exp(-80) is nothing beside 1, but smaller results would be subnormal numbers,
+        # which a CPU computes with a hundred times more slowly.
+        k.sub_(top).clamp_(min=-80).exp_()
+        total = k.sum(1, keepdim=True)
+        value[block] = (total.log() + top).squeeze(1) - half_norm[block]
+        if want_locations:
+            grad_x[block] = (k @ weighted[:, :d]) / total - x[block]
+        if want_observations:
+            pull.addmm_((left[block] / total).T.contiguous(), k)
+
+    count = torch.full_like(value, l) if skip is None else l - (skip >= 0).to(value)
+    value = value - count.log() - d * (math.log(bandwidth) + LOG_2PI / 2)
+    if want_locations:
+        grad_x = (grad_x / bandwidth).to(dtype)
+    if want_observations:
+        pull = ((pull[:d] - pull[d] * y.T).T / bandwidth).to(dtype)
+    return value.to(dtype), grad_x, pull
+
+
+class _MeanLogDensity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, locations, observations, bandwidth, skip):
+        need = ctx.needs_input_grad
+        value, *gradients = _estimate(locations, observations, bandwidth, skip, need[0], need[1])
+        ctx.gradients = [None if g is None else g / len(value) for g in gradients]
+        return value.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        loc, obs = (None if g is None else upstream * g for g in ctx.gradients)
+        return loc, obs, None, None
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+class GaussianMixture:
+    """A mixture of unit-covariance Gaussians with equal weights: the density to be reached.
+
+    Parameters
+    ----------
+    centres : tensor (k, d)
+        One centre a component; ``k = 1`` at the origin is the standard normal.
+    """
+
+    def __init__(self, centres):
+        if centres.ndim != 2 or 0 in centres.shape or not torch.isfinite(centres).all():
+            raise ValueError("centres must be a non-empty, finite (k, d) tensor")
+        self.centres = centres
+
+    @classmethod
+    def on_axes(cls, k, d, radius=6.0, device=None):
+        """Centres at ``radius * e_1 ... radius * e_k`` (DeepKDE eq. 14; the axes are our choice: K13)."""
+        if not 1 <= k <= d:
+            raise ValueError(f"{k} orthogonal centres do not fit into {d} dimensions")
+        return cls(radius * torch.eye(k, d, device=device))
+
+    def sample(self, n, generator=None):
+        """Draw ``n`` points (n, d)."""
+        k, d = self.centres.shape
+        where = self.centres.device
+        component = torch.randint(k, (n,), generator=generator, device=where)
+        noise = torch.randn(n, d, generator=generator, device=where, dtype=self.centres.dtype)
+        return self.centres[component] + noise
+
+    def log_joint(self, z):
+        """``log p(z, component)``: tensor (n, k) for ``z`` (n, d)."""
+        k, d = self.centres.shape
+        square = (z[:, None, :] - self.centres.to(z)).square().sum(-1)
+        return -0.5 * (square + d * LOG_2PI) - math.log(k)
+
+    def log_density(self, z):
+        """``log p(z)``: tensor (n,) for ``z`` (n, d)."""
+        return self.log_joint(z).logsumexp(1)
+
+    def entropy(self, n=20_000, seed=0):
+        """Differential entropy ``h(p)`` in nats, a float.
+
+        ``h(z) = h(z | c) + H(c) - H(c | z)``: the first two are exact and the last, a mean over
+        ``n`` draws, nearly vanishes for separated components, and so does its sampling error.
+        """
+        k, d = self.centres.shape
+        generator = torch.Generator(self.centres.device).manual_seed(seed)
+        posterior = self.log_joint(self.sample(n, generator)).log_softmax(1)
+        unknown = -(posterior.exp() * posterior).sum(1).mean().item()
+        return d / 2 * (LOG_2PI + 1) + math.log(k) - unknown
+
+
+# --- the terms of the loss --------------------------------------------------------------------------
+
+
+def js_loss(latent, target, bandwidth, leave_one_out=True, generator=None):
+    """``L_pdf = 2 D_JS(q | p) + h(p)`` from two samples (DeepKDE eq. 7; the constant: K1).
+
+    Half of the observations of the mixture density are random rows of ``latent``, half of
+    ``target``. With ``leave_one_out`` no point contributes to its own estimate (K4); the paper's
+    loss is the one with ``leave_one_out=False``.
+
+    Parameters
+    ----------
+    latent, target : tensors (n, d), n >= 4
+        A batch of the latent space, and as many draws from the target density.
+    bandwidth : float
+        Kernel width ``h`` > 0.
+    generator : torch.Generator, optional
+        Chooses the rows.
+
+    Returns
+    -------
+    scalar tensor, differentiable; its least value is ``h(p)``, not 0.
+    """
+    n = len(latent)
+    if latent.shape != target.shape or n < 4:
+        raise ValueError(
+            f"need two samples of one shape with 4 rows or more, got {tuple(latent.shape)} "
+            f"and {tuple(target.shape)}"
+        )
+    half = n // 2
+    device = latent.device
+    pick_q = torch.randperm(n, generator=generator, device=device)[:half]
+    pick_p = torch.randperm(n, generator=generator, device=device)[:half]
+    observations = torch.cat([latent[pick_q], target[pick_p]])
+    skip = False
+    if leave_one_out:
+        skip = torch.full((2 * n,), -1, device=device)
+        skip[pick_q] = torch.arange(half, device=device)
+        skip[n + pick_p] = torch.arange(half, 2 * half, device=device)
+    log_q = mean_log_density(latent, latent, bandwidth, leave_one_out)
+    # One call for the mean over both samples: half of the sum that eq. (7) wants.
+    log_m = mean_log_density(torch.cat([latent, target]), observations, bandwidth, skip)
+    return log_q - 2 * log_m
+
+
+def js_divergence(loss, entropy):
+    """Jensen-Shannon divergence in nats, 0 to log 2, from :func:`js_loss` and ``h(p)`` (K1).
+
+    An estimate: with few points or many dimensions it can leave that interval.
+    """
+    return (loss - entropy) / 2
+
+
+def centre_loss(latent, labels, centres, threshold):
+    """Mean distance beyond ``threshold`` from each point to its class's centre (DeepKDE eq. 9).
+
+    ``latent`` (n, d), ``labels`` (n,) int64 in 0..k-1, ``centres`` (k, d), ``threshold`` >= 0 in
+    the latent space's units (the paper gives none: K6).
+    """
+    distance = torch.linalg.vector_norm(latent - centres[labels], dim=1)
+    return torch.relu(distance - threshold).mean()
+
+
+def hyperplane_loss(latent, labels):
+    """Push class 0 to ``z_0 < 0`` and class 1 to ``z_0 > 0`` (DeepKDE eq. 10, corrected: K7).
+
+    ``latent`` (n, d), ``labels`` (n,) with values 0 and 1.
+    """
+    sign = 1 - 2 * labels.to(latent.dtype)
+    return torch.relu(sign * latent[:, 0]).mean()
+
+
+def reconstruction_loss(x, reconstructed):
+    """Mean Euclidean length of the residual, not its square (DeepKDE eq. 11); both (n, D)."""
+    return torch.linalg.vector_norm(x - reconstructed, dim=1).mean()
+
+
+class Autoencoder(nn.Module):
+    """Table 1 of DeepKDE: blocks Linear-BatchNorm-PReLU, a Linear layer into and out of the latent
+    space; the decoder mirrors the encoder and ends in the input's width (K10, K11).
+
+    Parameters
+    ----------
+    n_features, latent_dim : int
+        Widths D and d.
+    hidden : sequence of int
+        Widths of the encoder's blocks, (8, 32, 8) for the moons.
+    """
+
+    def __init__(self, n_features, latent_dim, hidden):
+        super().__init__()
+        self.encoder = _stack([n_features, *hidden], latent_dim)
+        self.decoder = _stack([latent_dim, *reversed(hidden)], n_features)
+
+    def forward(self, x):
+        """Latent points (n, d) and reconstructions (n, D) of ``x`` (n, D)."""
+        latent = self.encoder(x)
+        return latent, self.decoder(latent)
+
+
+def _stack(widths, last):
+    blocks = [
+        nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU())
+        for a, b in zip(widths, widths[1:], strict=False)
+    ]
+    return nn.Sequential(*blocks, nn.Linear(widths[-1], last))
