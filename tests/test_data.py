@@ -630,6 +630,13 @@ def test_imagenet_sample(server, monkeypatch, home):
     assert left_behind(home) == ["all.npz"]
 
 
+def test_imagenet_sample_gives_up_after_the_first_failure(server, monkeypatch, home, no_wait):
+    monkeypatch.setattr(sources, "IMAGENET_SAMPLE", server.url)  # it answers 404 to all 1,000
+    with pytest.raises(FileNotFoundError, match="404"):
+        data.load("imagenet-sample", "all")
+    assert len(server.requests) < 100 and left_behind(home) == []
+
+
 @pytest.mark.parametrize("size", [(512, 640), (750, 500), (100, 90)])
 def test_centre_crop_equals_torchvision(size):
     from torchvision.transforms import v2

@@ -217,11 +217,8 @@ def _imagenet_sample(folder, split):
     files = _imagenet_sha256()
     fetcher = _fetcher(folder, IMAGENET_SAMPLE, files)
     get = partial(fetcher.fetch, downloader=partial(_download, progressbar=False))
-    pool = ThreadPoolExecutor(8)
-    try:
+    with ThreadPoolExecutor(8) as pool:
         paths = list(tqdm(pool.map(get, files), total=len(files), desc="imagenet-sample"))
-    finally:
-        pool.shutdown(cancel_futures=True)  # after one failure do not try the other 999
     x = np.empty((len(paths), 224, 224, 3), np.uint8)
     for row, path in zip(x, paths, strict=True):
         with Image.open(path) as image:
