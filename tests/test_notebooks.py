@@ -81,15 +81,26 @@ class Pictures(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.found = []
+        self.found, self.open = [], []  # `open`: (tag, whether it names all that is inside)
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
+        named = attrs.get("role") == "img"
         if tag == "img":
             self.found.append(attrs.get("alt"))
-        elif tag in ("svg", "canvas") and "aria-hidden" not in attrs:
-            self.found.append(attrs.get("aria-label") if attrs.get("role") == "img" else None)
+        elif named:
+            self.found.append(attrs.get("aria-label"))
+        elif tag in ("svg", "canvas") and "aria-hidden" not in attrs and not self.inside_named():
+            self.found.append(None)
+        self.open.append((tag, named))
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def inside_named(self):
+        return any(named for _, named in self.open)
 
 
 def alternatives(notebook):
