@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test run notebooks lab student address clean
+.PHONY: help book test run named notebooks lab student address clean
 
 help:
 	@echo "make book                                build the site"
@@ -41,9 +41,11 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-run: $(VENV)/book.stamp
-	@test -n "$(CHAPTER)" || { echo "Say which: make run CHAPTER=$(notdir $(basename $(firstword $(wildcard book/chapters/*.md))))"; exit 2; }
+run: named $(VENV)/book.stamp
 	@$(BIN)/python book/tools/run.py $(CHAPTER) $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--out $(OUT))
+
+named:
+	@test -n "$(CHAPTER)" || { echo "Say which chapter: make run CHAPTER=02_deepkde"; exit 2; }
 
 notebooks: $(VENV)/book.stamp
 	@$(BIN)/python book/tools/notebooks.py $(CHAPTER)
