@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from latentspace import training
+from latentspace import checkpoints, progress, training
 from latentspace.training import batches, fit, pick_device, predict, seed_everything
+
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
 HELPERS = Path(__file__).parent / "helpers"
 sys.path.insert(0, str(HELPERS))
@@ -59,8 +61,8 @@ def test_a_loop_by_hand_gives_the_same_weights_and_means():
     other = network()
     optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
     for epoch in range(1, 5):
-        order = torch.Generator().manual_seed(training._seed_of(11, epoch, "order"))
-        generator = torch.Generator().manual_seed(training._seed_of(11, epoch, "step"))
+        order = torch.Generator().manual_seed(checkpoints.seed_of(11, epoch, "order"))
+        generator = torch.Generator().manual_seed(checkpoints.seed_of(11, epoch, "step"))
         losses = []
         for rows in torch.randperm(50, generator=order).split(16):
             x = X[rows] + 0.1 * torch.randn(len(rows), 4, generator=generator)
@@ -113,7 +115,7 @@ def test_the_callers_random_states_come_back():
 
 def test_streams_of_one_epoch_differ():
     seeds = [
-        training._seed_of(seed, epoch, stream, rank)
+        checkpoints.seed_of(seed, epoch, stream, rank)
         for seed in (0, 1, 2**40)
         for epoch in (1, 2)
         for stream in ("order", "step", "global")
@@ -182,6 +184,25 @@ def test_validate_and_callback_see_eval_mode():
     assert seen == [(who, False, who != "validate") for who in ("validate", 1, "validate", 2)]
     assert list(history.columns) == ["epoch", "loss", "mae", "score", "other"]
     assert list(history["score"]) == [2.0, 2.0] and not model.training
+
+
+def test_logged_values_may_require_a_gradient():
+    model = network()
+    model.scale = nn.Parameter(torch.tensor(2.0))
+
+    def step(model, batch, generator):
+        loss = (model.scale * model(batch[0])).square().mean()
+        return {"loss": loss, "scale": model.scale, "double": 2 * loss}
+
+    torch.set_warn_always(True)  # else torch warns of a thing once in a process
+    try:
+        _, history = train(
+            model, step=step, validate=lambda model: {"s": model.scale, "t": 1}, monitor="s"
+        )
+    finally:
+        torch.set_warn_always(False)
+    assert history["double"].tolist() == pytest.approx(2 * history["loss"])
+    assert history["s"].iloc[-1] == model.scale.item()
 
 
 @pytest.mark.parametrize("scores, epochs", [
@@ -363,8 +384,8 @@ def test_a_crash_between_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("minutes, saves", [(0, 4), (1e6, 1)])
 def test_minutes_replace_epochs(minutes, saves, tmp_path, monkeypatch):
-    calls, save = [], training._save
-    monkeypatch.setattr(training, "_save", lambda *a: calls.append(len(a[3])) or save(*a))
+    calls, save = [], checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", lambda *a: calls.append(len(a[3])) or save(*a))
     train(epochs=4, checkpoint=tmp_path / "c.pt", every_minutes=minutes)
     assert calls == [1, 2, 3, 4][-saves:]
 
@@ -470,7 +491,7 @@ def test_a_loss_that_is_not_finite_is_named_before_it_does_harm(tmp_path):
 
 
 def test_a_log_kept_on_a_gpu_is_checked_at_the_end_of_the_epoch():
-    log = training._Log(4, torch.device("cpu"))
+    log = progress.Log(4, torch.device("cpu"))
     log.names, log.sizes = ["mae", "loss"], [2, 2, 2]
     log.values = [torch.tensor([torch.nan, value]) for value in (1.0, torch.inf, torch.nan)]
     with pytest.raises(FloatingPointError, match="loss is inf in epoch 4, batch 2"):

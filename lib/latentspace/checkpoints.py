@@ -1,0 +1,117 @@
+"""Exact resume: a run that was killed continues bit for bit as if it had not been.
+
+All randomness of an epoch is a function of (seed, epoch), see `seed_epoch`. A checkpoint
+therefore needs no random state, only the epochs done, and of course weights, optimizer and
+scheduler. It also names the settings of its run, so that no other run continues from it.
+"""
+
+import contextlib
+import os
+import random
+from operator import length_hint
+
+import numpy as np
+import torch
+
+__all__ = ["callers_random_states", "resume", "save", "seed_epoch", "seed_of", "settings"]
+
+
+def seed_of(seed, epoch, stream, rank=0):
+    """An independent 32-bit seed for one use of randomness, "order", "step" or "global"."""
+    stream = ("order", "step", "global").index(stream)
+    return int(np.random.SeedSequence((int(seed), epoch, rank, stream)).generate_state(1)[0])
+
+
+def seed_epoch(loader, generator, seed, epoch, rank=0):
+    """Seed the order of the data, ``generator`` and the global states (dropout uses them).
+
+    The order is the same in all processes, the rest differs with their ``rank``.
+    """
+    for part in _with_samplers(loader):
+        if hasattr(part, "generator"):
+            part.generator = torch.Generator().manual_seed(seed_of(seed, epoch, "order"))
+    generator.manual_seed(seed_of(seed, epoch, "step", rank))
+    everywhere = seed_of(seed, epoch, "global", rank)
+    random.seed(everywhere)
+    np.random.seed(everywhere)
+    torch.default_generator.manual_seed(everywhere)  # torch.manual_seed takes 1 ms to reach CUDA
+    if generator.device.type != "cpu":
+        torch.get_device_module(generator.device).manual_seed(everywhere)
+
+
+def _with_samplers(loader):
+    yield loader
+    for name in ("batch_sampler", "sampler"):
+        if getattr(loader, name, None) is not None:
+            yield from _with_samplers(getattr(loader, name))
+
+
+@contextlib.contextmanager
+def callers_random_states(device):
+    """Put the global random states back: models built after a `fit` must not all start alike."""
+    python, numpy_ = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_)
+
+
+def settings(parts, loader, options):
+    """What must be equal when a run is resumed, as text by name.
+
+    ``parts`` holds "model", "optimizer", "scaler" and, if there is one, "scheduler".
+    """
+    groups = parts["optimizer"].param_groups
+    found = {
+        "parameters": {k: (v.shape, v.dtype) for k, v in parts["model"].state_dict().items()},
+        "optimizer": [{k: v for k, v in group.items() if k != "params"} for group in groups],
+        "scheduler": parts["scheduler"].state_dict() if "scheduler" in parts else None,
+        "classes": [type(part).__name__ for name, part in parts.items() if name != "model"],
+        "scaler": parts["scaler"].is_enabled(),
+        "batches": (length_hint(loader), getattr(loader, "batch_size", None)),
+    }
+    return {name: repr(value) for name, value in (options | found).items()}
+
+
+def save(path, parts, settings, history, seconds):
+    """Write the checkpoint so that the file is at any moment either the old or the new one."""
+    state = {"settings": settings, "history": history, "seconds": seconds}
+    state |= {name: part.state_dict() for name, part in parts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        with open(scratch, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def resume(path, parts, settings, epochs):
+    """Load the checkpoint into ``parts`` and return (history, seconds).
+
+    Nothing pickled in the file is executed. Raises ValueError, and changes nothing, when it is
+    unreadable, from other ``settings`` or of more than ``epochs`` epochs.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        saved, history, seconds = state["settings"], state["history"], state["seconds"]
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint of fit: {error}") from error
+    for name, value in settings.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{path} comes from a run with another {name}: there {saved.get(name)!s:.200}, "
+                f"here {value:.200}; delete it, or build everything anew as it was there"
+            )
+    if len(history) > epochs:
+        raise ValueError(f"{path} holds {len(history)} epochs, more than the {epochs} asked for")
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return history, seconds
