@@ -395,9 +395,11 @@ class TestErrata:
         """ACC .592 with ten equal classes forces an ARI above the printed .0503."""
 
         def least(accuracy, c=10):
-            return 2 * (c * accuracy - 1) ** 2 / (c * (c - 1) ** 2)
+            b = (1 - accuracy + 1 / c) ** 2 + (accuracy - 1 / c) / c
+            return (c * accuracy - 1) ** 2 / (c**2 * (c - 1)) / (1 / (2 * c) + b / 2 - b / c)
 
-        assert least(0.592 - 0.0005) > 0.0503 + 5e-5
+        assert least(0.592 - 0.0005) > 0.155 > 0.0503 + 5e-5
+        assert least(1) == pytest.approx(1)
         rng = np.random.default_rng(8)
         y = np.arange(2000) % 10
         for _ in range(200):
