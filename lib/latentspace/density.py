@@ -56,13 +56,13 @@ def log_density(locations, observations, bandwidth, leave_one_out=False):
     tensor (n,), without gradient; see :func:`mean_log_density` for one with.
     """
     skip = _check(locations, observations, bandwidth, leave_one_out)
-    with torch.no_grad():
+    with torch.no_grad(), _full_precision(locations):
         value, _, _ = _estimate(locations, observations, bandwidth, skip, False, False)
     return value
 
 
 def mean_log_density(locations, observations, bandwidth, leave_one_out=False):
-    """Mean over the locations of :func:`log_density`, differentiable in both point sets.
+    """Mean over the locations of :func:`log_density`, differentiable (once) in both point sets.
 
     One pass over blocks of rows gives the value and both gradients, so memory grows with
     ``n + l`` and not with ``n * l`` (DeepKDE eq. 6 and 8, corrected: K3).
@@ -83,7 +83,7 @@ def _check(locations, observations, bandwidth, leave_one_out):
         if not torch.isfinite(points).all():
             raise ValueError(f"{name} contain NaN or infinity")
     n, d = locations.shape
-    l = len(observations)
+    n_obs = len(observations)
     if observations.shape[1] != d or observations.dtype != locations.dtype:
         raise ValueError(
             f"locations {tuple(locations.shape)} {locations.dtype} and observations "
@@ -94,38 +94,52 @@ def _check(locations, observations, bandwidth, leave_one_out):
     if leave_one_out is False:
         return None
     if leave_one_out is True:
-        if n != l:
-            raise ValueError(f"leave_one_out=True needs as many observations as locations: {n}, {l}")
+        if n != n_obs:
+            raise ValueError(
+                f"leave_one_out=True needs as many observations as locations: {n}, {n_obs}"
+            )
         leave_one_out = torch.arange(n, device=locations.device)
-    if leave_one_out.shape != (n,) or leave_one_out.max() >= l or leave_one_out.min() < -1:
-        raise ValueError(f"leave_one_out must hold {n} indices between -1 and {l - 1}")
-    if l < 2:
+    if leave_one_out.dtype != torch.int64 or leave_one_out.shape != (n,):
+        raise ValueError(f"leave_one_out must be a bool or an int64 tensor of {n} indices")
+    if leave_one_out.max() >= n_obs or leave_one_out.min() < -1:
+        raise ValueError(f"leave_one_out must hold indices between -1 and {n_obs - 1}")
+    if n_obs < 2:
         raise ValueError("nothing is left of one observation when one is left out")
     return leave_one_out
+
+
+def _full_precision(points):
+    """Autocast would run some of the matrix products below in 16 bits."""
+    return torch.autocast(points.device.type, enabled=False)
 
 
 def _estimate(locations, observations, bandwidth, skip, want_locations, want_observations):
     """Log density per location, and the gradients of its *sum* where asked for."""
     n, d = locations.shape
-    l = len(observations)
+    n_obs = len(observations)
     dtype = locations.dtype
-    # |x - y|^2 = |x|^2 - 2 x.y + |y|^2 loses digits when points lie far apart in bandwidths;
-    # beyond a hundred of them single precision is not enough.
     centre = observations.mean(0)
     x, y = (locations - centre) / bandwidth, (observations - centre) / bandwidth
-    if dtype != torch.float64 and max(x.abs().max(), y.abs().max()) > 100:
-        x, y = x.double(), y.double()
+    half_norm, half_norm_y = 0.5 * x.square().sum(1), 0.5 * y.square().sum(1)
+    # |x - y|^2 = |x|^2 - 2 x.y + |y|^2 loses digits when points lie far from the centre; beyond
+    # 64 bandwidths single precision is not enough.
+    reach = torch.maximum(half_norm.max(), half_norm_y.max())
+    if dtype != torch.float64 and not reach < 64**2 / 2:
+        double = locations.double(), observations.double()
+        results = _estimate(*double, bandwidth, skip, want_locations, want_observations)
+        return [None if result is None else result.to(dtype) for result in results]
+    if not reach < 1e6**2 / 2:  # where double precision has no digits left
+        raise ValueError(f"points lie a million bandwidths of {bandwidth} apart, or more")
     one = x.new_ones(1)
-    right = torch.cat([y, -0.5 * y.square().sum(1, keepdim=True)], 1).T.contiguous()
+    right = torch.cat([y, -half_norm_y[:, None]], 1).T.contiguous()
     left = torch.cat([x, one.expand(n, 1)], 1)
-    weighted = torch.cat([y, one.expand(l, 1)], 1)
-    half_norm = 0.5 * x.square().sum(1)
+    weighted = torch.cat([y, one.expand(n_obs, 1)], 1)
 
     value = x.new_empty(n)
     grad_x = torch.empty_like(x) if want_locations else None
-    pull = x.new_zeros(d + 1, l) if want_observations else None
-    rows = max(16, (2**26 if x.is_cuda else 2**18) // l)
-    kernel = x.new_empty(min(rows, n), l)
+    pull = x.new_zeros(d + 1, n_obs) if want_observations else None
+    rows = max(16, (2**26 if x.is_cuda else 2**18) // n_obs)
+    kernel = x.new_empty(min(rows, n), n_obs)
     for start in range(0, n, rows):
         block = slice(start, min(start + rows, n))
         k = torch.mm(left[block], right, out=kernel[: block.stop - start])
@@ -143,20 +157,23 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
         if want_observations:
             pull.addmm_((left[block] / total).T.contiguous(), k)
 
-    count = torch.full_like(value, l) if skip is None else l - (skip >= 0).to(value)
+    count = torch.full_like(value, n_obs) if skip is None else n_obs - (skip >= 0).to(value)
     value = value - count.log() - d * (math.log(bandwidth) + LOG_2PI / 2)
     if want_locations:
-        grad_x = (grad_x / bandwidth).to(dtype)
+        grad_x /= bandwidth
     if want_observations:
-        pull = ((pull[:d] - pull[d] * y.T).T / bandwidth).to(dtype)
-    return value.to(dtype), grad_x, pull
+        pull = (pull[:d] - pull[d] * y.T).T / bandwidth
+    return value, grad_x, pull
 
 
 class _MeanLogDensity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, locations, observations, bandwidth, skip):
         need = ctx.needs_input_grad
-        value, *gradients = _estimate(locations, observations, bandwidth, skip, need[0], need[1])
+        with _full_precision(locations):
+            value, *gradients = _estimate(
+                locations, observations, bandwidth, skip, need[0], need[1]
+            )
         ctx.gradients = [None if g is None else g / len(value) for g in gradients]
         return value.mean()
 
@@ -186,7 +203,7 @@ class GaussianMixture:
 
     @classmethod
     def on_axes(cls, k, d, radius=6.0, device=None):
-        """Centres at ``radius * e_1 ... radius * e_k`` (DeepKDE eq. 14; the axes are our choice: K13)."""
+        """Centres at ``radius * e_1 ... radius * e_k`` (DeepKDE eq. 14; axes: K13)."""
         if not 1 <= k <= d:
             raise ValueError(f"{k} orthogonal centres do not fit into {d} dimensions")
         return cls(radius * torch.eye(k, d, device=device))
@@ -222,7 +239,7 @@ class GaussianMixture:
         return d / 2 * (LOG_2PI + 1) + math.log(k) - unknown
 
 
-# --- the terms of the loss --------------------------------------------------------------------------
+# --- the terms of the loss ------------------------------------------------------------------------
 
 
 def js_loss(latent, target, bandwidth, leave_one_out=True, generator=None):
@@ -281,6 +298,7 @@ def centre_loss(latent, labels, centres, threshold):
     ``latent`` (n, d), ``labels`` (n,) int64 in 0..k-1, ``centres`` (k, d), ``threshold`` >= 0 in
     the latent space's units (the paper gives none: K6).
     """
+    _check_labels(labels, len(latent), len(centres))
     distance = torch.linalg.vector_norm(latent - centres[labels], dim=1)
     return torch.relu(distance - threshold).mean()
 
@@ -290,13 +308,25 @@ def hyperplane_loss(latent, labels):
 
     ``latent`` (n, d), ``labels`` (n,) with values 0 and 1.
     """
+    _check_labels(labels, len(latent), 2)
     sign = 1 - 2 * labels.to(latent.dtype)
     return torch.relu(sign * latent[:, 0]).mean()
 
 
 def reconstruction_loss(x, reconstructed):
     """Mean Euclidean length of the residual, not its square (DeepKDE eq. 11); both (n, D)."""
+    if x.shape != reconstructed.shape or x.ndim != 2:
+        raise ValueError(
+            f"need two (n, D) tensors, got {tuple(x.shape)} and {tuple(reconstructed.shape)}"
+        )
     return torch.linalg.vector_norm(x - reconstructed, dim=1).mean()
+
+
+def _check_labels(labels, n, k):
+    if labels.dtype != torch.int64 or labels.shape != (n,):
+        raise ValueError(f"labels must be an int64 tensor ({n},), got {tuple(labels.shape)}")
+    if labels.max() >= k or labels.min() < 0:
+        raise ValueError(f"labels must lie between 0 and {k - 1}")
 
 
 class Autoencoder(nn.Module):
