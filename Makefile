@@ -38,7 +38,6 @@ book: $(VENV)/site.stamp
 	@$(BIN)/python book/tools/build.py
 
 test: $(VENV)/test.stamp
-	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
 run: named $(VENV)/book.stamp

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -97,6 +98,12 @@ def test_tests_run_on_each_supported_python():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={versions[0]}"
     assert versions == ["3.11", "3.12", "3.13"]
+
+
+def test_ruff_has_nothing_to_say():
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run([ruff, "check", ROOT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_import_is_light():
