@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.stats import chi
 from sklearn.base import (
@@ -11,7 +12,8 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -43,12 +45,16 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     weights : (float, float, float)
         Of the density, the class and the reconstruction term (eq. 12; each >= 0).
     threshold : float, optional
-        T of eq. 9. By default the radius that holds 99 % of a component, but at most half the
-        distance between two centres (the paper gives none: K6).
+        T of eq. 9. By default the radius that holds 99 % of a component, but at most three
+        eighths of the distance between two centres, so that a point left alone is clearly
+        nearer to its own (the paper gives none: K6).
     hidden : sequence of int
         Widths of the encoder's blocks.
     epochs, batch_size, lr, drop_epoch : int, int, float, int
         Adam at ``lr``, a tenth of it from ``drop_epoch`` on.
+    warm_up : int
+        So many of the epochs run first without the density term, so that each class has found its
+        centre before the density term raises barriers between them.
     leave_one_out : bool
         False gives the paper's loss, in which each point sees its own kernel (K4).
     random_state : int, RandomState or None
@@ -81,6 +87,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         batch_size=2000,
         lr=0.01,
         drop_epoch=200,
+        warm_up=0,
         leave_one_out=True,
         random_state=None,
         device=None,
@@ -96,6 +103,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         self.batch_size = batch_size
         self.lr = lr
         self.drop_epoch = drop_epoch
+        self.warm_up = warm_up
         self.leave_one_out = leave_one_out
         self.random_state = random_state
         self.device = device
@@ -124,23 +132,35 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             torch.manual_seed(seed)
             network = Autoencoder(X.shape[1], d, self.hidden)
         mixture = self.target == "mixture"
-        self.target_ = GaussianMixture.on_axes(k if mixture else 1, d, self.radius * mixture, device)
+        self.target_ = GaussianMixture.on_axes(
+            k if mixture else 1, d, self.radius * mixture, device
+        )
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [self.drop_epoch])
         # A last batch of a few rows would be a poor density estimate.
         size = min(self.batch_size, len(x))
         loader = batches(x, torch.tensor(labels), batch_size=size, drop_last=True)
-        self.history_ = fit(
-            network,
-            loader,
-            self._step(d),
-            optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [self.drop_epoch]),
-            epochs=self.epochs,
-            seed=seed,
-            device=device,
-            callback=callback,
-            progress=self.progress,
-        )
+
+        # The class term alone first, then all three: (first epoch, number, weights).
+        parts = [(0, self.warm_up, (0, *self.weights[1:]))] if self.warm_up else []
+        parts.append((self.warm_up, self.epochs - self.warm_up, self.weights))
+        histories = []
+        for first, epochs, weights in parts:
+            history = fit(
+                network,
+                loader,
+                self._step(d, weights),
+                optimizer=optimizer,
+                scheduler=scheduler,
+                epochs=epochs,
+                seed=seed + first,
+                device=device,
+                callback=callback and (lambda e, net, first=first: callback(first + e, net)),
+                progress=self.progress,
+            )
+            histories.append(history.assign(epoch=history["epoch"] + first))
+        self.history_ = pd.concat(histories, ignore_index=True)
+        self.history_.attrs["seconds"] = sum(h.attrs["seconds"] for h in histories)
         self.n_iter_ = self.epochs
         self.network_ = network.cpu().double().eval()
         self.target_ = GaussianMixture(self.target_.centres.cpu())
@@ -158,16 +178,24 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             raise ValueError(f"target='normal' divides two classes, the labels have {k} classes")
         if len(self.weights) != 3 or min(self.weights) < 0 or not sum(self.weights) > 0:
             raise ValueError(f"weights must be three non-negative numbers, got {self.weights}")
+        if not self.radius > 0:
+            raise ValueError(f"radius must be positive, got {self.radius}")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
         if self.batch_size < 4:
             raise ValueError(f"batch_size must be 4 or more, got {self.batch_size}")
+        if not 0 <= self.warm_up < self.epochs:
+            raise ValueError(f"need epochs > warm_up >= 0, got {self.epochs} and {self.warm_up}")
+        if self.warm_up and not sum(self.weights[1:]) > 0:
+            raise ValueError("warm_up trains without the density term, the only one with weight")
 
-    def _step(self, d):
+    def _step(self, d, weights):
         """The loss of one batch (eq. 12), as `training.fit` wants it."""
-        alpha, beta, rho = self.weights
+        alpha, beta, rho = weights
         target, entropy = self.target_, self.target_.entropy()
         threshold = self.threshold
         if threshold is None:
-            threshold = min(chi(d).ppf(0.99), self.radius / math.sqrt(2))
+            threshold = min(chi(d).ppf(0.99), 0.375 * math.sqrt(2) * self.radius)
 
         def step(network, batch, generator):
             x, labels = batch
@@ -199,8 +227,11 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     def inverse_transform(self, Z):
         """Reconstructed features (n, D) of latent points ``Z`` (n, d)."""
         check_is_fitted(self)
+        Z = check_array(Z, dtype=np.float64, input_name="Z")
+        if Z.shape[1] != self._n_features_out:
+            raise ValueError(f"Z has {Z.shape[1]} columns, the latent space {self._n_features_out}")
         with torch.no_grad():
-            x = self.network_.decoder(torch.as_tensor(np.asarray(Z), dtype=torch.float64)).numpy()
+            x = self.network_.decoder(torch.from_numpy(Z)).numpy()
         return x * self.scale_ + self.mean_
 
     def predict(self, X):
@@ -210,10 +241,9 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             return self.classes_[(z[:, 0] > 0).astype(int)]
         return self.classes_[self._log_joint(z).argmax(1)]
 
+    @available_if(lambda self: self.target == "mixture")
     def predict_proba(self, X):
         """Posterior of the components under the target density (n, k); mixture target only."""
-        if self.target != "mixture":
-            raise AttributeError("a normal target has no class posterior")
         log_joint = self._log_joint(self.transform(X))
         return torch.from_numpy(log_joint).softmax(1).numpy()
 

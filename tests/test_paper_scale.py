@@ -1,0 +1,62 @@
+"""The paper's settings start: each `*.paper.yaml` builds its models and takes one step here.
+
+Random data of the right shape, on the CPU: a GPU run must not fail on its first line.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from latentspace.backbones import classifier, random_shift
+from latentspace.deepkde import DeepKDE
+from latentspace.sources import SETS
+
+PARAMS = Path(__file__).parents[1] / "notebooks" / "params"
+# What a set's images are: channels and size. The chapter looks at the data; this must not.
+SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32)}
+
+
+@pytest.fixture(scope="module")
+def deepkde():
+    return yaml.safe_load((PARAMS / "02_deepkde.paper.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("which", "swap"), [("digits", None), ("colours", None), ("colours", "vit_b_16")]
+)
+def test_deepkde_primary(deepkde, which, swap):
+    channels, size = SHAPE[deepkde[which]]
+    backbone = swap or deepkde[f"{which}_backbone"]
+    model = classifier(backbone, channels, 10)
+    optimizer = torch.optim.SGD(model.parameters(), deepkde["primary_lr"], 0.9)
+    generator = torch.Generator().manual_seed(0)
+    x = random_shift(torch.rand(2, channels, size, size), generator, flip=which == "colours")
+    before = model.head.weight.detach().clone()
+    loss = F.cross_entropy(model(x), torch.tensor([3, 8]))
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert not torch.equal(before, model.head.weight)
+    assert model.features(x).shape == (2, {"resnet18": 512, "vit_b_16": 768}[backbone])
+
+
+def test_deepkde_reshaping(deepkde):
+    """One epoch of one full batch, at the widths of the paper's Table 1."""
+    rng = np.random.default_rng(0)
+    n = deepkde["reshape_batch"]
+    y = rng.integers(10, size=n)
+    x = rng.normal(size=(n, 512)).astype(np.float32) + 3 * np.eye(10, 512, dtype=np.float32)[y]
+    model = DeepKDE(hidden=deepkde["hidden"], batch_size=n, epochs=1, random_state=0).fit(x, y)
+    assert model.n_iter_ == 1
+    assert np.isfinite(model.history_.loc[0]).all()
+    assert model.transform(x[:3]).shape == (3, 10)
+
+
+def test_deepkde_data_exist(deepkde):
+    for which in ("digits", "colours", "foreign"):
+        assert deepkde[which] in SETS
+    assert deepkde["digits_split"] in SETS[deepkde["digits"]].splits
