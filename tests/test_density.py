@@ -139,6 +139,26 @@ def test_blocks_of_rows_do_not_show(n, n_obs):
     )
 
 
+def test_threads_do_not_show():
+    """The same value and gradients from one and from three threads, and none of them stays."""
+    generator = torch.Generator().manual_seed(2)
+    n, n_obs = 2_001, 2_500  # large enough to be divided
+    x, y = (torch.randn(k, 3, generator=generator, dtype=torch.float64) for k in (n, n_obs))
+    skip = torch.randint(-1, n_obs, (n,), generator=generator)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            points = x.clone().requires_grad_(), y.clone().requires_grad_()
+            value = mean_log_density(*points, 0.4, leave_one_out=skip)
+            found.append((value.detach(), *torch.autograd.grad(value, points)))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        torch.testing.assert_close(one, three)
+
+
 @given(st.integers(1, 6), st.floats(0.05, 3), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=20)
 def test_integrates_to_one_in_one_dimension(n_obs, h, seed):

@@ -5,6 +5,9 @@ not hold (the book's errata page, K1 to K13, shows each with numbers).
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
 
 import torch
 from torch import nn
@@ -133,30 +136,34 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
     one = x.new_ones(1)
     right = torch.cat([y, -half_norm_y[:, None]], 1).T.contiguous()
     left = torch.cat([x, one.expand(n, 1)], 1)
-    weighted = torch.cat([y, one.expand(n_obs, 1)], 1)
 
     value = x.new_empty(n)
     grad_x = torch.empty_like(x) if want_locations else None
-    pull = x.new_zeros(d + 1, n_obs) if want_observations else None
-    rows = max(16, (2**26 if x.is_cuda else 2**18) // n_obs)
-    kernel = x.new_empty(min(rows, n), n_obs)
-    for start in range(0, n, rows):
-        block = slice(start, min(start + rows, n))
-        k = torch.mm(left[block], right, out=kernel[: block.stop - start])
-        if skip is not None:
-            row = torch.nonzero(skip[block] >= 0).squeeze(1)
-            k[row, skip[block][row]] = -math.inf
-        top = k.amax(1, keepdim=True)
-        # exp(-80) is nothing beside 1, but smaller results would be subnormal numbers,
-        # which a CPU computes with a hundred times more slowly.
-        k.sub_(top).clamp_(min=-80).exp_()
-        total = k.sum(1, keepdim=True)
-        value[block] = (total.log() + top).squeeze(1) - half_norm[block]
-        if want_locations:
-            grad_x[block] = (k @ weighted[:, :d]) / total - x[block]
-        if want_observations:
-            pull.addmm_((left[block] / total).T.contiguous(), k)
 
+    def rows(first, last):
+        """Fill rows of the value and of grad_x; return these rows' share of the pull on y."""
+        pull = x.new_zeros(d + 1, n_obs) if want_observations else None
+        size = max(16, (2**26 if x.is_cuda else 2**18) // n_obs)
+        kernel = x.new_empty(min(size, last - first), n_obs)
+        for start in range(first, last, size):
+            block = slice(start, min(start + size, last))
+            k = torch.mm(left[block], right, out=kernel[: block.stop - start])
+            if skip is not None:
+                row = torch.nonzero(skip[block] >= 0).squeeze(1)
+                k[row, skip[block][row]] = -math.inf
+            top = k.amax(1, keepdim=True)
+            # exp(-80) is nothing beside 1, but smaller results would be subnormal numbers,
+            # which a CPU computes with a hundred times more slowly.
+            k.sub_(top).clamp_(min=-80).exp_()
+            total = k.sum(1, keepdim=True)
+            value[block] = (total.log() + top).squeeze(1) - half_norm[block]
+            if want_locations:
+                grad_x[block] = (k @ y) / total - x[block]
+            if want_observations:
+                pull.addmm_((left[block] / total).T.contiguous(), k)
+        return pull
+
+    pull = _on_all_cores(rows, n, serial=x.is_cuda or n * n_obs < 2**22)
     count = torch.full_like(value, n_obs) if skip is None else n_obs - (skip >= 0).to(value)
     value = value - count.log() - d * (math.log(bandwidth) + LOG_2PI / 2)
     if want_locations:
@@ -164,6 +171,29 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
     if want_observations:
         pull = (pull[:d] - pull[d] * y.T).T / bandwidth
     return value, grad_x, pull
+
+
+def _on_all_cores(rows, n, serial):
+    """Sum of ``rows(first, last)`` over a division of 0..n, one part a thread.
+
+    torch would divide each of the many short operations among its threads, and wait for the
+    slowest each time; on a machine that does something else too this takes fifty times longer.
+    """
+    threads = 1 if serial else min(torch.get_num_threads(), n)
+    cuts = [n * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        return rows(0, n)
+    parts = list(_pool(threads).map(rows, cuts, cuts[1:]))
+    return None if parts[0] is None else sum(parts[1:], parts[0])
+
+
+@cache
+def _pool(threads):
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    ready = Barrier(threads)  # makes the pool start all of them now
+    list(pool.map(lambda _: ready.wait(), range(threads)))
+    torch.set_num_threads(threads)  # what a worker sets is also the default of later threads
+    return pool
 
 
 class _MeanLogDensity(torch.autograd.Function):
