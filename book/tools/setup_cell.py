@@ -11,7 +11,6 @@ if "google.colab" in sys.modules:  # elsewhere the library is installed already
         "hdbscan": "hdbscan",
         "mlxtend": "mlxtend",
         "pooch": "pooch",
-        "torchmetrics": "torchmetrics",
         "umap": "umap-learn",
     }
     missing = [package for module, package in needs.items() if find_spec(module) is None]
