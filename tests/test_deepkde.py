@@ -126,14 +126,12 @@ def test_a_term_of_weight_zero_is_not_computed(left_out):
     assert set(model.history_.columns) == {"epoch", "loss", *COLUMNS} - set(gone)
 
 
-def test_warm_up_leaves_the_density_term_out():
-    model = DeepKDE(warm_up=1, **SMALL).fit(X, Y)
+def test_callback_and_history():
+    model = DeepKDE(**SMALL)
     seen = []
     model.fit(X, Y, callback=lambda epoch, network: seen.append((epoch, network.training)))
     assert seen == [(1, False), (2, False), (3, False)]
     assert model.history_.epoch.tolist() == [1, 2, 3] and model.n_iter_ == 3
-    assert model.history_.pdf.isna().tolist() == [True, False, False]
-    assert model.history_.index.tolist() == [0, 1, 2]
     assert model.history_.attrs["seconds"] > 0
 
 
@@ -145,9 +143,8 @@ def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(*(w.values() for w in weights), strict=True))
 
 
-@pytest.mark.parametrize("warm_up", [0, 2])
-def test_same_seed_same_numbers(warm_up):
-    model = DeepKDE(**SMALL | {"warm_up": warm_up})
+def test_same_seed_same_numbers():
+    model = DeepKDE(**SMALL)
     first, second = clone(model).fit(X, Y), clone(model).fit(X, Y)
     other = clone(model).set_params(random_state=1).fit(X, Y)
     assert same(first, second) and first.history_.equals(second.history_)
@@ -181,7 +178,7 @@ def log_kde(x, y, h, left_out=None):
     return (log_kernel.logsumexp(1) - count.log()).mean() - d * math.log(h * math.sqrt(2 * math.pi))
 
 
-def by_hand(x, labels, seed, *, normal, epochs, size, lr, drop_epoch, warm_up, weights):
+def by_hand(x, labels, seed, *, normal, epochs, size, lr, drop_epoch, weights):
     """Train without `fit`, with the formulas written out; losses per epoch: total and terms."""
     n, d = len(x), 2
     k = 1 if normal else 3
@@ -197,12 +194,9 @@ def by_hand(x, labels, seed, *, normal, epochs, size, lr, drop_epoch, warm_up, w
     history = []
     for epoch in range(1, epochs + 1):
         optimizer.param_groups[0]["lr"] = lr if epoch <= drop_epoch else lr / 10
-        # The warm-up and the rest are two trainings; neither repeats the other's draws.
-        start = (seed, epoch) if epoch <= warm_up else (seed + warm_up, epoch - warm_up)
-        shuffle = torch.Generator().manual_seed(seed_of(*start, "order"))
+        shuffle = torch.Generator().manual_seed(seed_of(seed, epoch, "order"))
         order = torch.randperm(n, generator=shuffle)
-        source = torch.Generator().manual_seed(seed_of(*start, "step", 0))
-        weight = torch.tensor([0 if epoch <= warm_up else weights[0], *weights[1:]])
+        source = torch.Generator().manual_seed(seed_of(seed, epoch, "step", 0))
         rows = []
         for start in range(0, n - size + 1, size):
             chosen = order[start : start + size]
@@ -225,7 +219,7 @@ def by_hand(x, labels, seed, *, normal, epochs, size, lr, drop_epoch, warm_up, w
                 cluster = torch.relu(length - threshold).mean()
             residual = x[chosen] - network.decoder(z)
             terms = torch.stack([pdf, cluster, residual.square().sum(1).sqrt().mean()])
-            loss = terms @ weight
+            loss = terms @ torch.tensor(weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -234,13 +228,10 @@ def by_hand(x, labels, seed, *, normal, epochs, size, lr, drop_epoch, warm_up, w
     return np.array(history)
 
 
-@pytest.mark.parametrize(
-    ("normal", "warm_up"), [(False, 0), (True, 0), (False, 1)], ids=["mixture", "normal", "warm-up"]
-)
-def test_history_equals_a_bare_loops(normal, warm_up):
+@pytest.mark.parametrize("normal", [False, True], ids=["mixture", "normal"])
+def test_history_equals_a_bare_loops(normal):
     x, y = (X2, Y2 - 1) if normal else (X, Y)
     settings = {"epochs": 3, "lr": 0.02, "drop_epoch": 2, "weights": (0.6, 0.3, 0.1)}
-    settings["warm_up"] = warm_up
     model = DeepKDE(
         target="normal" if normal else "mixture",
         radius=3.0,
@@ -253,7 +244,6 @@ def test_history_equals_a_bare_loops(normal, warm_up):
     seed = int(np.random.RandomState(5).randint(2**31 - 1))
     theirs = by_hand(x, torch.tensor(y), seed, normal=normal, size=31, **settings)
     ours = model.history_[["loss", "pdf", "cluster", "reconstruction"]]
-    theirs[:warm_up, 1] = np.nan  # the density term is not computed there
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
@@ -270,13 +260,11 @@ def test_history_equals_a_bare_loops(normal, warm_up):
         ({"weights": (0.5, 0.5)}, "three non-negative"),
         ({"weights": (0, 0, 0)}, "three non-negative"),
         ({"weights": (math.nan, 1, 0)}, "three non-negative"),
-        ({"weights": (1, 0, 0), "warm_up": 1}, "warm_up"),
         ({"radius": 0.0}, "radius must be positive"),
         ({"radius": math.nan}, "radius must be positive"),
         ({"threshold": -1.0}, "threshold must be"),
         ({"batch_size": 3}, "batch_size must be 4"),
-        ({"warm_up": 3}, "warm_up"),
-        ({"warm_up": -1}, "warm_up"),
+        ({"epochs": 0}, "epochs"),
         ({"epochs": 0}, "epochs"),
         ({"lr": -0.1}, "learning rate"),
     ],
@@ -328,7 +316,7 @@ def moon_sets():
 
 
 SHAPES = {
-    "mixture": {"target": "mixture", "weights": (0.5, 0.5, 0), "warm_up": 20},
+    "mixture": {"target": "mixture", "weights": (0.5, 0.5, 0)},
     "normal": {"target": "normal", "weights": (0.3, 0.7, 0)},
 }
 

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.stats import chi
 from sklearn.base import (
@@ -52,9 +51,6 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         Widths of the encoder's blocks.
     epochs, batch_size, lr, drop_epoch : int, int, float, int
         Adam at ``lr``, a tenth of it from ``drop_epoch`` on.
-    warm_up : int
-        So many of the epochs run first without the density term, so that each class has found its
-        centre before the density term raises barriers between them.
     leave_one_out : bool
         False gives the paper's loss, in which each point sees its own kernel (K4).
     random_state : int, RandomState or None
@@ -87,7 +83,6 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         batch_size=2000,
         lr=0.01,
         drop_epoch=200,
-        warm_up=0,
         leave_one_out=True,
         random_state=None,
         device=None,
@@ -103,7 +98,6 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         self.batch_size = batch_size
         self.lr = lr
         self.drop_epoch = drop_epoch
-        self.warm_up = warm_up
         self.leave_one_out = leave_one_out
         self.random_state = random_state
         self.device = device
@@ -141,26 +135,18 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         size = min(self.batch_size, len(x))
         loader = batches(x, torch.tensor(labels), batch_size=size, drop_last=True)
 
-        # The class term alone first, then all three: (first epoch, number, weights).
-        parts = [(0, self.warm_up, (0, *self.weights[1:]))] if self.warm_up else []
-        parts.append((self.warm_up, self.epochs - self.warm_up, self.weights))
-        histories = []
-        for first, epochs, weights in parts:
-            history = fit(
-                network,
-                loader,
-                self._step(d, weights),
-                optimizer=optimizer,
-                scheduler=scheduler,
-                epochs=epochs,
-                seed=seed + first,
-                device=device,
-                callback=callback and (lambda e, net, first=first: callback(first + e, net)),
-                progress=self.progress,
-            )
-            histories.append(history.assign(epoch=history["epoch"] + first))
-        self.history_ = pd.concat(histories, ignore_index=True)
-        self.history_.attrs["seconds"] = sum(h.attrs["seconds"] for h in histories)
+        self.history_ = fit(
+            network,
+            loader,
+            self._step(d),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            epochs=self.epochs,
+            seed=seed,
+            device=device,
+            callback=callback,
+            progress=self.progress,
+        )
         self.n_iter_ = self.epochs
         self.network_ = network.cpu().double().eval()
         self.target_ = GaussianMixture(self.target_.centres.cpu())
@@ -184,14 +170,12 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
         if self.batch_size < 4:
             raise ValueError(f"batch_size must be 4 or more, got {self.batch_size}")
-        if not 0 <= self.warm_up < self.epochs:
-            raise ValueError(f"need epochs > warm_up >= 0, got {self.epochs} and {self.warm_up}")
-        if self.warm_up and not sum(self.weights[1:]) > 0:
-            raise ValueError("warm_up trains without the density term, the only one with weight")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be 1 or more, got {self.epochs}")
 
-    def _step(self, d, weights):
+    def _step(self, d):
         """The loss of one batch (eq. 12), as `training.fit` wants it."""
-        alpha, beta, rho = weights
+        alpha, beta, rho = self.weights
         target, entropy = self.target_, self.target_.entropy()
         threshold = self.threshold
         if threshold is None:
