@@ -41,6 +41,7 @@ def execute(notebook: NotebookNode, name: str) -> None:
             timeout=None,
             kernel_name="python3",
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": str(chapters.NOTEBOOKS)}},
             on_cell_executed=lambda **_: bar.update(),
         ).execute()

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -88,7 +89,7 @@ def record(
         **texts,
         "paper": None if paper is None else _round(_finite("paper", paper)),
         "mean": _round(mean),
-        "std": _round(_std(values, mean)) if len(values) > 1 else None,
+        "std": _round(statistics.stdev(values)) if len(values) > 1 else None,
         "n_seeds": len(values),
         "values": [_round(value) for value in values],
         "higher_is_better": higher_is_better,
@@ -203,10 +204,6 @@ def _finite(name: str, value: float) -> float:
     if isinstance(value, str) or not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, not {value!r}")
     return number
-
-
-def _std(values: list[float], mean: float) -> float:
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _round(value: float) -> float | int:
