@@ -188,7 +188,7 @@ def by_hand(x, labels, seed, *, normal, epochs, size, lr, drop_epoch, weights):
         network = Autoencoder(x.shape[1], d if normal else 3, (8,))
     d = d if normal else 3
     centres = torch.zeros(1, d) if normal else 3 * torch.eye(3)
-    threshold = min(chi(d).ppf(0.99), 0.375 * 3 * math.sqrt(2))
+    threshold = min(chi(d).ppf(0.99), 3 / math.sqrt(2))
     h = size ** (-1 / (d + 4))
     optimizer = torch.optim.Adam(network.parameters())
     history = []

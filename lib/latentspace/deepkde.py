@@ -44,9 +44,8 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     weights : (float, float, float)
         Of the density, the class and the reconstruction term (eq. 12; each >= 0).
     threshold : float, optional
-        T of eq. 9. By default the radius that holds 99 % of a component, but at most three
-        eighths of the distance between two centres, so that a point left alone is clearly
-        nearer to its own (the paper gives none: K6).
+        T of eq. 9. By default the radius that holds 99 % of a component, but at most half the
+        distance between two centres (the paper gives none: K6).
     hidden : sequence of int
         Widths of the encoder's blocks.
     epochs, batch_size, lr, drop_epoch : int, int, float, int
@@ -179,7 +178,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         target, entropy = self.target_, self.target_.entropy()
         threshold = self.threshold
         if threshold is None:
-            threshold = min(chi(d).ppf(0.99), 0.375 * math.sqrt(2) * self.radius)
+            threshold = min(chi(d).ppf(0.99), self.radius / math.sqrt(2))
 
         def step(network, batch, generator):
             x, labels = batch

@@ -133,9 +133,10 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
         return [None if result is None else result.to(dtype) for result in results]
     if not reach < 1e6**2 / 2:  # where double precision has no digits left
         raise ValueError(f"points lie a million bandwidths of {bandwidth} apart, or more")
-    one = x.new_ones(1)
-    right = torch.cat([y, -half_norm_y[:, None]], 1).T.contiguous()
-    left = torch.cat([x, one.expand(n, 1)], 1)
+    # One product of these gives the exponents -|x - y|^2 / 2.
+    right = torch.cat([y, torch.ones_like(y[:, :1]), -half_norm_y[:, None]], 1).T.contiguous()
+    left = torch.cat([x, -half_norm[:, None], torch.ones_like(x[:, :1])], 1)
+    augmented = torch.cat([x, torch.ones_like(x[:, :1])], 1)
 
     value = x.new_empty(n)
     grad_x = torch.empty_like(x) if want_locations else None
@@ -152,15 +153,19 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
                 row = torch.nonzero(skip[block] >= 0).squeeze(1)
                 k[row, skip[block][row]] = -math.inf
             top = k.amax(1, keepdim=True)
+            if top.min() < -30:  # far from all observations every term would vanish
+                k.sub_(top)
+            else:
+                top = torch.zeros_like(top)
             # exp(-80) is nothing beside 1, but smaller results would be subnormal numbers,
             # which a CPU computes with a hundred times more slowly.
-            k.sub_(top).clamp_(min=-80).exp_()
+            k.clamp_(min=-80).exp_()
             total = k.sum(1, keepdim=True)
-            value[block] = (total.log() + top).squeeze(1) - half_norm[block]
+            value[block] = (total.log() + top).squeeze(1)
             if want_locations:
                 grad_x[block] = (k @ y) / total - x[block]
             if want_observations:
-                pull.addmm_((left[block] / total).T.contiguous(), k)
+                pull.addmm_((augmented[block] / total).T.contiguous(), k)
         return pull
 
     pull = _on_all_cores(rows, n, serial=x.is_cuda or n * n_obs < 2**22)
@@ -189,9 +194,15 @@ def _on_all_cores(rows, n, serial):
 
 @cache
 def _pool(threads):
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    ready = Barrier(threads)  # makes the pool start all of them now
-    list(pool.map(lambda _: ready.wait(), range(threads)))
+    ready = Barrier(threads)
+
+    def start():
+        torch.get_num_threads()  # a thread takes over the default at its first question
+        ready.wait()
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, initializer=start)
+    list(pool.map(lambda _: ready.wait(), range(threads)))  # starts all of them now
     torch.set_num_threads(threads)  # what a worker sets is also the default of later threads
     return pool
 
