@@ -250,3 +250,9 @@ def test_scoreboard_reports_a_broken_file(project, scoreboard):
     (folder / "02_deepkde.json").write_text('{"records": [{}]}')
     _, warnings = build(project)
     assert "02_deepkde.json is not a results file" in warnings
+
+
+def test_tex_in_a_row_is_shown_as_plain_text():
+    entry = results.record(document="D", item="Fig. 2", row="no $L_{rec}$", metric="m", ours=1)
+    assert entry["row"] == "no $L_{rec}$"
+    assert results.display_row(entry)["row"] == "no L_rec"

@@ -172,14 +172,14 @@ def display_row(entry: Record) -> dict[str, str]:
 
     - ours is "0.941 ± 0.012": the standard deviation to two digits and the mean to the same
       decimals; one seed is a number alone, to four digits, for it has no spread;
-    - metric carries ↑ or ↓, the better direction;
+    - metric carries ↑ or ↓, the better direction; a row's TeX loses its marks;
     - "—" stands for what is not known.
     """
     arrow = {True: " ↑", False: " ↓", None: ""}[entry["higher_is_better"]]
     return {
         "document": entry["document"],
         "item": entry["item"],
-        "row": entry["row"],
+        "row": re.sub(r"[${}]", "", entry["row"]),
         "metric": entry["metric"] + arrow,
         "paper": "—" if entry["paper"] is None else _number(entry["paper"], digits=6),
         "ours": _mean_and_std(entry["mean"], entry["std"]),
