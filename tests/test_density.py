@@ -706,6 +706,29 @@ def cluster_loss(n, d, sigma, leave_one_out, seed):
     return loss
 
 
+class TestK15:
+    """Without its own kernel a point that leaves everything behind is rewarded without end."""
+
+    H = 0.5
+
+    def one_point_at(self, distance, leave_one_out, n=40):
+        """n times the loss; latents lie near x = 0, targets near x = 1, one latent far out."""
+        g = generator(3)
+        latent = torch.randn(n, 2, generator=g, dtype=torch.float64) * 1e-3
+        target = torch.randn(n, 2, generator=g, dtype=torch.float64) * 1e-3
+        target[:, 0] += 1.0
+        latent[7, 0] = distance
+        return n * js_loss(latent, target, self.H, leave_one_out, generator(5)).item()
+
+    def test_leave_one_out_falls_linearly(self):
+        """(R - 1)^2 / 2h^2 - R^2 / 2h^2 = -R / h^2 + a constant."""
+        slope = (self.one_point_at(60.0, True) - self.one_point_at(40.0, True)) / 20
+        assert slope == pytest.approx(-1 / self.H**2, rel=0.02)
+
+    def test_printed_loss_does_not_fall(self):
+        assert self.one_point_at(60.0, False) >= self.one_point_at(40.0, False) - 1e-9
+
+
 class TestK4:
     """In eq. (7) each point of the batch sees its own kernel; leave-one-out removes it."""
 

@@ -51,7 +51,8 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     epochs, batch_size, lr, drop_epoch : int, int, float, int
         Adam at ``lr``, a tenth of it from ``drop_epoch`` on.
     leave_one_out : bool
-        False gives the paper's loss, in which each point sees its own kernel (K4).
+        False gives the paper's loss, in which each point sees its own kernel (K4). With True the
+        loss is unbounded below: in ten dimensions long training runs away (K15).
     random_state : int, RandomState or None
     device : str, optional
         A torch device; the best there is by default.

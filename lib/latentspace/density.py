@@ -287,8 +287,8 @@ def js_loss(latent, target, bandwidth, leave_one_out=True, generator=None):
     """``L_pdf = 2 D_JS(q | p) + h(p)`` from two samples (DeepKDE eq. 7; the constant: K1).
 
     Half of the observations of the mixture density are random rows of ``latent``, half of
-    ``target``. With ``leave_one_out`` no point contributes to its own estimate (K4); the paper's
-    loss is the one with ``leave_one_out=False``.
+    ``target``. With ``leave_one_out`` no point contributes to its own estimate (K4), and the
+    estimate has no lower bound (K15); the paper's loss is the one with ``leave_one_out=False``.
 
     Parameters
     ----------
