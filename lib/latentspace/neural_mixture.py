@@ -119,13 +119,13 @@ def convnet(plan, size, n_clusters):
     layers, planes, flat = [_Sobel()], 2, False
     for item in plan.split():
         kind, width = item[0], int(item[1:] or 0)
-        if kind == "C" and not flat:
+        if kind == "C" and width and not flat:
             layers += [nn.Conv2d(planes, width, 3, padding=1), nn.ReLU()]
             planes = width
         elif kind == "M" and not flat and min(size) >= 2:
             layers += [nn.MaxPool2d(2)]
             size = [side // 2 for side in size]
-        elif kind == "F":
+        elif kind == "F" and width:
             inputs = planes if flat else planes * size[0] * size[1]
             layers += [] if flat else [nn.Flatten()]
             layers += [nn.Linear(inputs, width), nn.ReLU()]
