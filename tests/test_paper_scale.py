@@ -10,10 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from torch import nn
 
+from latentspace.augment import random_affine
 from latentspace.backbones import classifier, random_shift
 from latentspace.deepkde import DeepKDE
+from latentspace.mixture import RelevanceNorm
+from latentspace.neural_mixture import convnet, two_fold_step
 from latentspace.sources import SETS
+from latentspace.training import fit
 
 PARAMS = Path(__file__).parents[1] / "notebooks" / "params"
 # What a set's images are: channels and size. The chapter looks at the data; this must not.
@@ -60,3 +65,30 @@ def test_deepkde_data_exist(deepkde):
     for which in ("digits", "colours", "foreign"):
         assert deepkde[which] in SETS
     assert deepkde["digits_split"] in SETS[deepkde["digits"]].splits
+
+
+@pytest.fixture(scope="module")
+def images():
+    return yaml.safe_load((PARAMS / "06_clustering_images.paper.yaml").read_text())
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_clustering_images(images, which):
+    """One two-fold step of each set's network at its full size."""
+    side, k = images["sides"][which], 20 if images["sets"][which] == "cifar100" else 10
+    model = nn.Sequential(convnet(images["plans"][which], (side, side), k), RelevanceNorm(k))
+    before = model[0][-1].weight.detach().clone()
+    rate = images["em_rates"][0]
+    step = two_fold_step(torch.optim.Adam(model.parameters(), rate), random_affine)
+    x = torch.rand(4, 1, side, side)
+    optimizer = torch.optim.Adam(model.parameters(), images["ratios"][0] * rate)
+    history = fit(model, [(x,)], step, optimizer=optimizer, epochs=1, device="cpu", progress=False)
+    assert np.isfinite(history.loc[0]).all()
+    assert not torch.equal(before, model[0][-1].weight)
+
+
+def test_clustering_images_data_exist(images):
+    for name in images["sets"]:
+        assert set(images["splits"]) <= set(SETS[name].splits)
+    lengths = {len(images[key]) for key in ("sets", "sides", "plans", "epochs")}
+    assert lengths == {4}
