@@ -98,29 +98,41 @@ def partition(shares, n=2000):
 
 
 def in_closed_form(s):
-    """EM loss, and KL of an image and a copy in a random cluster, by numpy and scipy."""
+    """EM term, EM term of a copy in a random cluster, KL to such a copy, by numpy and scipy."""
     inside, outside = np.sqrt((1 - s) / s), -np.sqrt(s / (1 - s))
     a = np.where(np.eye(len(s), dtype=bool), inside, outside)
-    p = softmax(a, axis=1)
+    p, surprise = softmax(a, axis=1), -log_expit(a / 5)
     kl = (p[:, None] * (np.log(p[:, None]) - np.log(p[None]))).sum(2)
-    return -(s[:, None] * p * log_expit(a / 5)).sum(), s @ kl @ s
+    return np.array([(s[:, None] * p * surprise).sum(), s @ p @ (s @ surprise), s @ kl @ s])
+
+
+def one_giant(g):
+    return np.array([g] + [(1 - g) / 9] * 9)
 
 
 @pytest.mark.parametrize("g", [0.1, 0.5, 0.91])
 def test_T21_costs_of_a_partition(g):
-    shares = np.array([g] + [(1 - g) / 9] * 9)
-    em, stray = in_closed_form(shares)
-    a, copies = partition(shares)
+    em, strayed, kl = in_closed_form(one_giant(g))
+    a, copies = partition(one_giant(g))
     p = sharpened_posterior(a)
     assert em_loss(a, p).item() == pytest.approx(em, rel=1e-4)
-    assert consistency_loss(p, copies.log_softmax(1)).item() == pytest.approx(stray, rel=0.05)
+    assert em_loss(copies, p).item() == pytest.approx(strayed, rel=0.02)
+    assert consistency_loss(p, copies.log_softmax(1)).item() == pytest.approx(kl, rel=0.05)
 
 
 def test_T21_consistency_pays_for_a_giant_cluster():
-    """Fused at equal weight they favour balance only while few copies are misplaced."""
-    equal, giant = (in_closed_form(np.array([g] + [(1 - g) / 9] * 9)) for g in (0.1, 0.9))
+    """Fused at equal weight they favour balance only while few copies stray."""
+    equal, giant = in_closed_form(one_giant(0.1)), in_closed_form(one_giant(0.9))
     assert giant[0] > equal[0]  # EM holds against a giant
-    assert giant[1] < 0.5 * equal[1]  # consistency is for it
-    total = lambda cost, share: 2 * cost[0] + share * cost[1]  # noqa: E731
-    assert total(equal, 0.2) < total(giant, 0.2)
-    assert total(equal, 0.22) > total(giant, 0.22)
+    assert giant[2] < 0.5 * equal[2]  # consistency is for it
+
+    def total(cost, eps, weight):
+        em, strayed, kl = cost
+        return (2 - eps) * em + eps * strayed + weight * eps * kl
+
+    for weight, even in ((1, 0.19), (2, 0.10)):
+        below, above = even - 0.01, even + 0.01
+        assert total(equal, below, weight) < total(giant, below, weight)
+        assert total(equal, above, weight) > total(giant, above, weight)
+    for weight in (0, 0.1):  # even if every copy strays
+        assert total(equal, 1, weight) < total(giant, 1, weight)
