@@ -155,12 +155,14 @@ def test_it_finds_blobs():
     assert list(model.history_.columns) == ["epoch", "loss"] and model.n_iter_ == 80
 
 
-def test_predictions_are_the_networks():
-    """By hand from the fitted weights, standardised and normalised by running statistics."""
-    model = NeuralMixture(**SMALL).fit(X)
+@pytest.mark.parametrize("standardize", [True, False])
+def test_predictions_are_the_networks(standardize):
+    """By hand from the fitted weights, normalised by running statistics."""
+    model = NeuralMixture(**SMALL, standardize=standardize).fit(X)
     (first, _, last), norm = model.model_
     w = [p.detach().double().numpy() for p in (first.weight, first.bias, last.weight, last.bias)]
-    hidden = np.maximum((X - X.mean(0)) / X.std(0) @ w[0].T + w[1], 0)
+    x = (X - X.mean(0)) / X.std(0) if standardize else X
+    hidden = np.maximum(x @ w[0].T + w[1], 0)
     a = hidden @ w[2].T + w[3]
     a = (a - norm.running_mean.numpy()) / np.sqrt(norm.running_var.numpy() + 1e-5)
     np.testing.assert_array_equal(model.predict(X), a.argmax(1))

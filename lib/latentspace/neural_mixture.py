@@ -157,9 +157,12 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
         The network for images, as in `convnet`.
     gamma : float
         Temperature of the sigmoid (eq. 4.12; > 0).
+    standardize : bool
+        Give each feature of vectors mean 0 and variance 1 first. The thesis does not, and where
+        the origin lies decides which partitions the network finds easy.
     augment : callable(x, generator) -> x, optional
-        Changes a batch, of standardised vectors (n, d) or images (n, channels, height, width) in
-        [0, 1]. With it training is two-fold (algorithm 3), without it EM alone.
+        Changes a batch, of vectors (n, d) as the network sees them or of images (n, channels,
+        height, width) in [0, 1]. With it training is two-fold (algorithm 3), without it EM alone.
     epochs, batch_size : int
         A batch must hold at least one point a cluster.
     lr : float
@@ -191,6 +194,7 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
         hidden=(32, 32),
         plan="C64 M C128 M C256 F32",
         gamma=5.0,
+        standardize=True,
         augment=None,
         epochs=10,
         batch_size=128,
@@ -204,6 +208,7 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
         self.hidden = hidden
         self.plan = plan
         self.gamma = gamma
+        self.standardize = standardize
         self.augment = augment
         self.epochs = epochs
         self.batch_size = batch_size
@@ -224,8 +229,10 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
         device = pick_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if X.ndim == 2:
-            self.mean_, self.scale_ = X.mean(0), X.std(0)
-            self.scale_[self.scale_ < 1e-12 * (1 + np.abs(self.mean_))] = 1  # constant features
+            self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
+            if self.standardize:
+                self.mean_, self.scale_ = X.mean(0), X.std(0)
+                self.scale_[self.scale_ < 1e-12 * (1 + np.abs(self.mean_))] = 1  # constant ones
         x = self._tensor(X)
         # A fork keeps the caller's global random state; the initial weights come from the seed.
         with torch.random.fork_rng(devices=[]):
