@@ -82,6 +82,14 @@ def test_T18_parameter_counts_of_table_4_2(plan, side, planes, dense, printed):
     assert round(count / 1e6, 1) == printed
 
 
+def test_T18_what_the_counts_can_and_cannot_tell():
+    planes = [2, 64, 128, 256]
+    for dense in ([9 * 256, 32, 10], [256, 32, 10]):  # no padding: 28, 26, 13, 11, 5, 3; averages
+        assert round(by_hand(planes, dense) / 1e6, 1) == 0.4
+    normalised = by_hand(planes, [49 * 256, 32, 10]) + 2 * sum(planes[1:])
+    assert round(normalised / 1e6, 1) == 0.8  # as printed, too
+
+
 def test_T20_one_row_for_cifar_holds_for_ten_classes_only():
     counts = [sum(p.numel() for p in convnet(CIFAR, (32, 32), k).parameters()) for k in (10, 20)]
     assert counts == [1_308_682, 1_472_532]
