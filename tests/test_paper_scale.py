@@ -16,7 +16,7 @@ from latentspace.augment import random_affine
 from latentspace.backbones import classifier, random_shift
 from latentspace.deepkde import DeepKDE
 from latentspace.mixture import RelevanceNorm
-from latentspace.neural_mixture import convnet, two_fold_step
+from latentspace.neural_mixture import NeuralMixture, convnet, two_fold_step
 from latentspace.sources import SETS
 from latentspace.training import fit
 
@@ -92,3 +92,34 @@ def test_clustering_images_data_exist(images):
         assert set(images["splits"]) <= set(SETS[name].splits)
     lengths = {len(images[key]) for key in ("sets", "sides", "plans", "epochs")}
     assert lengths == {4}
+
+
+@pytest.fixture(scope="module")
+def neural_mixtures():
+    return yaml.safe_load((PARAMS / "05_neural_mixtures.paper.yaml").read_text())
+
+
+def test_neural_mixtures_space(neural_mixtures):
+    """One step of the classifier with a bottleneck of two, on digits of their size."""
+    channels, size = SHAPE[neural_mixtures["digits"]]
+    model = classifier("cnn", channels, 10)
+    model.head = nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    before = model.head[0].weight.detach().clone()
+    x = torch.rand(8, channels, size, size)
+    F.cross_entropy(model(x), torch.arange(8)).backward()
+    optimizer.step()
+    assert not torch.equal(before, model.head[0].weight)
+    assert model.head[0](model.features(x)).shape == (8, 2)
+    source = SETS[neural_mixtures["digits"]]
+    assert neural_mixtures["digits_split"] in source.splits
+
+
+def test_neural_mixtures_clustering(neural_mixtures):
+    """One batch of the thesis's network, alone and with copies."""
+    x = 50 * np.random.default_rng(0).normal(size=(neural_mixtures["batch"], 2))
+    for augment in (None, lambda x, generator: x + 0.1):
+        model = NeuralMixture(
+            batch_size=len(x), epochs=1, standardize=False, augment=augment, random_state=0
+        ).fit(x)
+        assert np.isfinite(model.history_.loc[0]).all() and model.labels_.shape == (len(x),)
