@@ -13,6 +13,7 @@ from latentspace.maximize import (
     total_variation,
     unit_score,
 )
+from latentspace.mixture import sobel
 
 FREE = {"limits": (-100.0, 100.0)}
 
@@ -137,6 +138,11 @@ class TestMaximize:
             maximize(given.pop("score"), given.pop("start"), **given)
 
 
+class Edges(nn.Module):
+    def forward(self, images):
+        return sobel(images)
+
+
 class TestUnitScore:
     def net(self):
         net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 12, 3))
@@ -148,11 +154,28 @@ class TestUnitScore:
         score = unit_score(net, units)(x)
         assert torch.equal(score, torch.stack([net(x)[i, u] for i, u in enumerate(units)]))
 
-    def test_filter_is_averaged_over_positions(self):
+    def test_filter_is_read_at_the_centre(self):
         net, x = self.net(), randn(2, 2, 5, 6)
         maps = net[1](net[0](x))
-        wanted = torch.stack([maps[0, 4].mean(), maps[1, 0].mean()])
-        torch.testing.assert_close(unit_score(net, [4, 0], "1")(x), wanted)
+        assert maps.shape == (2, 5, 3, 4)
+        assert torch.equal(
+            unit_score(net, [4, 0], "1")(x), torch.stack([maps[0, 4, 1, 2], maps[1, 0, 1, 2]])
+        )
+
+    def test_filter_on_derivatives_is_more_than_the_border(self):
+        """The mean response of a convolution on Sobel planes does not see the inside at all."""
+        net = nn.Conv2d(2, 3, 3, padding=1).double()
+        x = randn(1, 1, 12, 12).requires_grad_()
+        for read, inside_matters in (
+            (lambda planes: planes[0, 1].mean(), False),
+            (lambda planes: planes[0, 1, 6, 6], True),
+        ):
+            (gradient,) = torch.autograd.grad(read(net(sobel(x))), x)
+            assert (gradient[..., 4:-4, 4:-4].abs().max() > 1e-6) == inside_matters
+        whole = nn.Sequential(Edges(), net)
+        score = unit_score(whole, [1], "1")(x)
+        (again,) = torch.autograd.grad(score.sum(), x)
+        assert torch.equal(again, gradient)
 
     def test_no_hook_stays_behind(self):
         net = self.net()

@@ -98,8 +98,9 @@ def unit_score(model, units, layer=""):
     model : nn.Module
         In the mode that it is to be read in, as a rule evaluation.
     units : sequence of int
-        One an image: columns of the layer's output (n, k), or channels of (n, k, h, w), whose mean
-        over the positions is taken.
+        One an image: columns of the layer's output (n, k), or channels of (n, k, h, w), read at the
+        central position (h // 2, w // 2). Their mean over the positions would not do: of a linear
+        layer on derivatives of an image it is a sum over the border.
     layer : str
         Name of a submodule as in ``model.named_modules()``; "" is the model itself.
 
@@ -120,7 +121,9 @@ def unit_score(model, units, layer=""):
             model(images)
         finally:
             handle.remove()
-        activation = found[-1].flatten(2).mean(2) if found[-1].ndim > 2 else found[-1]
+        activation = found[-1]
+        if activation.ndim == 4:
+            activation = activation[:, :, activation.shape[2] // 2, activation.shape[3] // 2]
         n, k = activation.shape
         if len(units) != len(images) or n != len(images):
             raise ValueError(f"{len(images)} images for {len(units)} units and {n} activations")
