@@ -78,10 +78,10 @@ def test_clustering_images(images, which):
     side, k = images["sides"][which], 20 if images["sets"][which] == "cifar100" else 10
     model = nn.Sequential(convnet(images["plans"][which], (side, side), k), RelevanceNorm(k))
     before = model[0][-1].weight.detach().clone()
-    rate = images["em_rates"][0]
+    rate = images["rate"]
     step = two_fold_step(torch.optim.Adam(model.parameters(), rate), random_affine)
     x = torch.rand(4, 1, side, side)
-    optimizer = torch.optim.Adam(model.parameters(), images["ratios"][0] * rate)
+    optimizer = torch.optim.Adam(model.parameters(), images["ratio"] * rate)
     history = fit(model, [(x,)], step, optimizer=optimizer, epochs=1, device="cpu", progress=False)
     assert np.isfinite(history.loc[0]).all()
     assert not torch.equal(before, model[0][-1].weight)
@@ -90,7 +90,7 @@ def test_clustering_images(images, which):
 def test_clustering_images_data_exist(images):
     for name in images["sets"]:
         assert set(images["splits"]) <= set(SETS[name].splits)
-    lengths = {len(images[key]) for key in ("sets", "sides", "plans", "epochs")}
+    lengths = {len(images[key]) for key in ("sets", "n", "sides", "plans", "epochs")}
     assert lengths == {4}
 
 
