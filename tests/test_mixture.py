@@ -379,6 +379,23 @@ def test_T13_the_softmax_is_no_approximation_of_the_posterior(k, exact, cooled, 
     assert own(sharpened_posterior(a / 5)) == pytest.approx(cooled, abs=6e-4)
     assert own(sharpened_posterior(a)) == pytest.approx(sharpened, abs=6e-4)
     assert own(sharpened_posterior(a)) > 1.5 * own(exact_posterior(a))
+    assert own(sharpened_posterior(a / 10)) == pytest.approx(exact, abs=0.012)  # 2 gamma
+
+
+def test_T13_the_likelihood_is_content_with_noise():
+    """No scores beat noise that sums to zero over the clusters by more than T9 allows."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(1280, 10))
+
+    def evidence(a):
+        h = cluster_scores(normalized(a)).numpy()
+        return np.log(2 * h.mean(1)).mean()
+
+    cancelling = evidence(noise - noise.mean(1, keepdims=True))
+    assert cancelling > evidence(hard([128] * 10)) + 5e-4
+    assert abs(cancelling) < 1e-4
+    one = rng.normal(size=(500, 1))
+    assert evidence(np.hstack([one, -one])) == pytest.approx(0, abs=1e-9)
 
 
 def test_T13_the_exact_posterior_has_a_ceiling():
