@@ -1,0 +1,103 @@
+"""Random transformations of image batches: what a clustering should not notice.
+
+Every image of a batch gets its own draw from one torch.Generator. `random_affine` rotates, scales,
+crops and shifts in one interpolation, `random_light` changes brightness and contrast.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["affine_matrices", "random_affine", "random_light", "warp"]
+
+
+def random_affine(images, generator, *, degrees=0.0, scale=(1.0, 1.0), shift=0.0, border="zeros"):
+    """Turn, scale and shift each image by a draw of its own, about its centre.
+
+    Parameters
+    ----------
+    images : tensor (n, c, h, w), floating point
+    generator : torch.Generator on the images' device
+    degrees : float >= 0
+        Angles are uniform between minus and plus this.
+    scale : (float, float)
+        Factors are uniform in logarithm between the two; above 1 the image is enlarged and its
+        border cut off, so with a shift this is a random crop.
+    shift : float >= 0
+        Each direction is uniform between minus and plus this share of the image's side.
+    border : {"zeros", "border", "reflection"}
+        What lies outside the image.
+
+    Returns
+    -------
+    tensor (n, c, h, w), by bilinear interpolation.
+
+    Raises
+    ------
+    ValueError
+        Images of another shape or dtype, or a number out of range.
+    """
+    if not (degrees >= 0 and shift >= 0 and 0 < scale[0] <= scale[1] < math.inf):
+        raise ValueError(
+            "degrees and shift must be >= 0 and scale two positive rising numbers, "
+            f"got {degrees}, {shift} and {scale}"
+        )
+    _check_images(images)
+    draw = torch.rand(4, len(images), generator=generator, device=images.device)
+    draw = (2 * draw - 1).to(images.dtype)
+    low, high = math.log(scale[0]), math.log(scale[1])
+    size = torch.exp((low + high) / 2 + (high - low) / 2 * draw[1])
+    matrices = affine_matrices(math.radians(degrees) * draw[0], size, shift * draw[2:].T)
+    return warp(images, matrices, border)
+
+
+def affine_matrices(angles, scales, shifts):
+    """The (n, 2, 3) matrices that lead from a place in the new image back to one in the old.
+
+    Angles (n,) in radians turn the picture anticlockwise as it is seen, scales (n,) enlarge it,
+    and shifts (n, 2) move it right and down by a share of its side. In the coordinates of `warp`
+    both sides of an image run from -1 to 1, so the images should be square.
+    """
+    cos, sin = angles.cos() / scales, angles.sin() / scales
+    turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    return torch.cat([turn, turn @ (-2 * shifts[:, :, None])], 2)
+
+
+def warp(images, matrices, border="zeros"):
+    """Sample images (n, c, h, w) at the places that matrices (n, 2, 3) give, bilinearly."""
+    _check_images(images)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, "bilinear", border, align_corners=False)
+
+
+def random_light(images, generator, *, brightness=0.0, contrast=0.0):
+    """Change brightness and contrast of each image; the result is clipped to [0, 1].
+
+    Parameters
+    ----------
+    images : tensor (n, c, h, w), floating point in [0, 1]
+    generator : torch.Generator on the images' device
+    brightness : float >= 0
+        What is added is uniform between minus and plus this.
+    contrast : float in [0, 1)
+        The factor by which differences from the image's mean grow is uniform in logarithm between
+        ``1 - contrast`` and its inverse.
+    """
+    if not (brightness >= 0 and 0 <= contrast < 1):
+        raise ValueError(
+            f"brightness must be >= 0 and contrast in [0, 1), got {brightness} and {contrast}"
+        )
+    _check_images(images)
+    draw = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
+    draw = (2 * draw - 1).to(images.dtype)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    factor = torch.exp(-math.log1p(-contrast) * draw[1])
+    return (mean + factor * (images - mean) + brightness * draw[0]).clamp(0, 1)
+
+
+def _check_images(images):
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"images must be floating point (n, c, h, w), got {images.dtype} {tuple(images.shape)}"
+        )

@@ -1,0 +1,201 @@
+"""Inputs that maximise a unit of a network: gradient ascent on the pixels.
+
+Any scalar of a network can be asked for: `unit_score` reads an output neuron or a filter, and a
+function of one's own may read anything else, such as a gate. A network's gradient is full of fine
+patterns that no photograph has, and what `maximize` offers against them is small: moving the image
+about (jitter), a price on differences of neighbours (total variation), blur, and steps in the
+colours that photographs have (colour decorrelation).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["colour_covariance", "gaussian_blur", "maximize", "total_variation", "unit_score"]
+
+
+def maximize(
+    score,
+    start,
+    *,
+    steps=100,
+    step_size=1.0,
+    radius=math.inf,
+    limits=(0.0, 1.0),
+    jitter=0,
+    smoothness=0.0,
+    blur=0.0,
+    colours=None,
+    generator=None,
+):
+    """Climb from ``start`` to images with a high score; each image climbs for itself.
+
+    A step goes ``step_size`` along the gradient, whatever its length, and then back into the
+    constraints. So the fixed point for a linear unit is its weight's direction (Adam's would be
+    the signs of the weight).
+
+    Parameters
+    ----------
+    score : callable, (n, c, h, w) -> (n,)
+        Its row i may depend on image i only; see `unit_score`.
+    start : tensor (n, c, h, w), floating point
+        Often mid-grey with a little noise. ``start[i]`` is also the centre of ``radius``.
+    steps : int
+    step_size : float > 0
+        Euclidean length of a step.
+    radius : float > 0
+        Largest Euclidean distance from ``start``.
+    limits : (float, float)
+        Smallest and largest value of a pixel.
+    jitter : int >= 0
+        Every step scores the image rolled by up to as many pixels in each direction.
+    smoothness : float >= 0
+        Weight of `total_variation`, which is subtracted from the score.
+    blur : float >= 0
+        Standard deviation in pixels of a Gaussian blur of each step's gradient.
+    colours : tensor (c, c), optional
+        `colour_covariance` of natural images. Steps are then steepest in decorrelated colours:
+        a step's direction is the covariance times the gradient.
+    generator : torch.Generator, optional
+        Draws the jitter; the same state gives the same images.
+
+    Returns
+    -------
+    tensor (n, c, h, w). Where the gradient vanishes, as for a dead unit, the image stays.
+
+    Raises
+    ------
+    ValueError
+        A shape, dtype or number out of range, NaN in ``start``, or a score that is not (n,) or not
+        finite.
+    """
+    _check(start, steps, step_size, radius, limits, jitter, smoothness, blur, colours)
+    start = start.detach()
+    x = start.clone()
+    for _ in range(steps):
+        x.requires_grad_()
+        shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
+        value = score(torch.roll(x, shift, (2, 3)))
+        if value.shape != x.shape[:1] or not torch.isfinite(value).all():
+            raise ValueError(f"score must be {len(x)} finite values, got {value}")
+        value = value - smoothness * total_variation(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        if colours is not None:
+            gradient = torch.einsum("dc,nchw->ndhw", colours, gradient)
+        gradient = gaussian_blur(gradient, blur)
+        x = x.detach() + step_size * gradient / _norm(gradient)
+        x = start + (x - start) * (radius / _norm(x - start)).clamp(max=1)
+        x = x.clamp(*limits)
+    return x
+
+
+def unit_score(model, units, layer=""):
+    """The function that gives image i the activation of unit ``units[i]``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In the mode that it is to be read in, as a rule evaluation.
+    units : sequence of int
+        One an image: columns of the layer's output (n, k), or channels of (n, k, h, w), read at the
+        central position (h // 2, w // 2). Their mean over the positions would not do: of a linear
+        layer on derivatives of an image it is a sum over the border.
+    layer : str
+        Name of a submodule as in ``model.named_modules()``; "" is the model itself.
+
+    Raises
+    ------
+    ValueError
+        No such layer; at the call, another number of images or a unit that does not exist.
+    """
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        raise ValueError(f"no layer {layer!r}; there are {', '.join(filter(None, modules))}")
+    units = torch.as_tensor(units)
+
+    def score(images):
+        found = []
+        handle = modules[layer].register_forward_hook(lambda *call: found.append(call[-1]))
+        try:
+            model(images)
+        finally:
+            handle.remove()
+        activation = found[-1]
+        if activation.ndim == 4:
+            activation = activation[:, :, activation.shape[2] // 2, activation.shape[3] // 2]
+        n, k = activation.shape
+        if len(units) != len(images) or n != len(images):
+            raise ValueError(f"{len(images)} images for {len(units)} units and {n} activations")
+        if units.min() < 0 or units.max() >= k:
+            raise ValueError(f"units must lie in 0 .. {k - 1}, got {units.tolist()}")
+        return activation[torch.arange(n), units]
+
+    return score
+
+
+def total_variation(images):
+    """Mean absolute difference of neighbouring pixels, down and across: (n, c, h, w) -> (n,)."""
+    down = images.diff(dim=2).abs().flatten(1)
+    across = images.diff(dim=3).abs().flatten(1)
+    return (down.sum(1) + across.sum(1)) / max(1, down.shape[1] + across.shape[1])
+
+
+def gaussian_blur(images, sigma):
+    """Blur (n, c, h, w) by a Gaussian of ``sigma`` pixels, cut at 4 sigma; borders are extended."""
+    if sigma == 0:
+        return images
+    reach = math.ceil(4 * sigma)
+    distance = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.softmax(-(distance**2) / (2 * sigma**2), 0)
+    n, c, h, w = images.shape
+    rows = F.pad(images.reshape(n * c, 1, h, w), (reach,) * 4, mode="replicate")
+    rows = F.conv2d(F.conv2d(rows, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    return rows.reshape(n, c, h, w)
+
+
+def colour_covariance(images):
+    """Covariance (c, c) of the channels over all pixels of (n, c, h, w), scaled to trace c.
+
+    Raises ValueError on NaN, another shape, or images of one colour.
+    """
+    _check_images(images, "images")
+    pixels = images.transpose(0, 1).flatten(1)
+    covariance = torch.cov(pixels).reshape(len(pixels), len(pixels))
+    if not covariance.trace() > 0:
+        raise ValueError("images of one colour have no colour covariance")
+    return covariance * (len(pixels) / covariance.trace())
+
+
+def _norm(images):
+    """Euclidean norm of each image, shaped to divide by; at least the smallest normal number."""
+    norm = images.flatten(1).norm(dim=1).clamp(min=torch.finfo(images.dtype).tiny)
+    return norm.view(-1, 1, 1, 1)
+
+
+def _check_images(images, name):
+    if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
+        raise ValueError(
+            f"{name} must be floating-point images (n, c, h, w), "
+            f"got {images.dtype} {tuple(images.shape)}"
+        )
+    if not torch.isfinite(images).all():
+        raise ValueError(f"{name} hold NaN or infinity")
+
+
+def _check(start, steps, step_size, radius, limits, jitter, smoothness, blur, colours):
+    _check_images(start, "start")
+    c = start.shape[1]
+    rules = {
+        f"steps must be an integer >= 0, got {steps}": steps >= 0 and steps == int(steps),
+        f"step_size must be positive and finite, got {step_size}": 0 < step_size < math.inf,
+        f"radius must be positive, got {radius}": radius > 0,
+        f"limits must be two rising numbers, got {limits}": limits[0] < limits[1],
+        f"jitter must be an integer >= 0, got {jitter}": jitter >= 0 and jitter == int(jitter),
+        f"smoothness must be >= 0, got {smoothness}": smoothness >= 0,
+        f"blur must be >= 0, got {blur}": 0 <= blur < math.inf,
+        f"colours must be a ({c}, {c}) matrix": colours is None or colours.shape == (c, c),
+    }
+    for message, holds in rules.items():
+        if not holds:
+            raise ValueError(message)

@@ -1,0 +1,319 @@
+"""Neural mixture EM as training steps, as networks and as one estimator."""
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from latentspace.mixture import (
+    RelevanceNorm,
+    consistency_loss,
+    em_loss,
+    normalize_relevance,
+    sharpened_posterior,
+    sobel,
+)
+from latentspace.training import batches, fit, pick_device, predict
+
+# --- training steps -----------------------------------------------------------------------------
+
+
+def em_step(gamma=5.0, augment=None):
+    """A step of `training.fit` for EM (thesis eq. 4.22, or 4.23 with ``augment``).
+
+    The model is a network that ends in K scores followed by a `RelevanceNorm`, two parts in one
+    `torch.nn.Sequential`; a batch is ``(x, ...)``, of which x alone is used.
+
+    Parameters
+    ----------
+    gamma : float > 0
+    augment : callable(x, generator) -> x, optional
+        Changed copies of the inputs, whose scores, normalised over their own batch, are drawn to
+        the posteriors of the originals.
+
+    Returns
+    -------
+    callable(model, batch, generator) -> {"loss"}
+    """
+
+    def step(model, batch, generator):
+        x, (network, norm) = batch[0], model
+        normalized = norm(network(x))
+        posterior = sharpened_posterior(normalized)
+        loss = em_loss(normalized, posterior, gamma)
+        if augment is not None:
+            changed = normalize_relevance(network(augment(x, generator)), norm.eps)
+            loss = loss + em_loss(changed, posterior, gamma)
+        return {"loss": loss}
+
+    return step
+
+
+def two_fold_step(em_optimizer, augment, gamma=5.0):
+    """A step of `training.fit` for the two-fold optimisation (thesis, algorithm 3).
+
+    The step itself does the EM half, its own backward pass and step of ``em_optimizer`` included.
+    Then it computes the posteriors again, with the new weights, and returns the consistency loss
+    (eq. 4.24), which `fit` minimises with *its* optimizer.
+
+    Parameters
+    ----------
+    em_optimizer : torch.optim.Optimizer
+        Over the parameters of the model given to `fit`. A checkpoint of `fit` does not hold it,
+        and its gradients are not averaged over processes: train in one piece and in one process.
+    augment : callable(x, generator) -> x
+        Called once a batch: both halves see the same changed copies.
+    gamma : float > 0
+
+    Returns
+    -------
+    callable(model, batch, generator) -> {"loss", "em"}; model and batch as for `em_step`.
+    """
+
+    def step(model, batch, generator):
+        x, (network, norm) = batch[0], model
+        copies = augment(x, generator)
+        em = em_step(gamma, lambda *_: copies)(model, batch, generator)["loss"]
+        em_optimizer.zero_grad(set_to_none=True)
+        em.backward()
+        em_optimizer.step()
+        em_optimizer.zero_grad(set_to_none=True)
+
+        with torch.no_grad():
+            posterior = sharpened_posterior(normalize_relevance(network(x), norm.eps))
+        changed = normalize_relevance(network(copies), norm.eps)
+        loss = consistency_loss(posterior, changed.log_softmax(1))
+        return {"loss": loss, "em": em.detach()}
+
+    return step
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+def mlp(n_features, n_clusters, hidden=(32, 32)):
+    """Fully connected network with ReLU from vectors to scores (thesis 4.5.1: 2-32-32-10)."""
+    widths = [n_features, *hidden]
+    layers = [
+        layer
+        for i in range(len(hidden))
+        for layer in (nn.Linear(widths[i], widths[i + 1]), nn.ReLU())
+    ]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], n_clusters))
+
+
+def convnet(plan, size, n_clusters):
+    """Convolutional network from images to scores, with Sobel derivatives as its input.
+
+    Parameters
+    ----------
+    plan : str
+        In the notation of the thesis's Table 4.2: ``"C64 M C128 M C256 F32"``, for MNIST, is a
+        convolution to 64 planes (3 x 3, same size, ReLU), maximum over 2 x 2, ..., a dense layer
+        of 32 with ReLU. The dense layer of scores is added to it.
+    size : (height, width) of the images, which have 1 or 3 channels
+    n_clusters : int
+    """
+    layers, planes, flat = [_Sobel()], 2, False
+    for item in plan.split():
+        kind, width = item[0], int(item[1:] or 0)
+        if kind == "C" and width and not flat:
+            layers += [nn.Conv2d(planes, width, 3, padding=1), nn.ReLU()]
+            planes = width
+        elif kind == "M" and not flat and min(size) >= 2:
+            layers += [nn.MaxPool2d(2)]
+            size = [side // 2 for side in size]
+        elif kind == "F" and width:
+            inputs = planes if flat else planes * size[0] * size[1]
+            layers += [] if flat else [nn.Flatten()]
+            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            planes, flat = width, True
+        else:
+            raise ValueError(f"{item!r} in the plan {plan!r} cannot be built for this image size")
+    inputs = planes if flat else planes * size[0] * size[1]
+    layers += [] if flat else [nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(inputs, n_clusters))
+
+
+class _Sobel(nn.Module):
+    def forward(self, images):
+        return sobel(images)
+
+
+# --- the estimator ------------------------------------------------------------------------------
+
+
+class NeuralMixture(ClusterMixin, BaseEstimator):
+    """Cluster vectors or images by mixture EM on a network.
+
+    Parameters
+    ----------
+    n_clusters : int
+    hidden : sequence of int
+        Widths of the hidden layers of the network for vectors.
+    plan : str
+        The network for images, as in `convnet`.
+    gamma : float
+        Temperature of the sigmoid (eq. 4.12; > 0).
+    standardize : bool
+        Give each feature of vectors mean 0 and variance 1 first. The thesis does not, and where
+        the origin lies decides which partitions the network finds easy.
+    augment : callable(x, generator) -> x, optional
+        Changes a batch, of vectors (n, d) as the network sees them or of images (n, channels,
+        height, width) in [0, 1]. With it training is two-fold (algorithm 3), without it EM alone.
+    epochs, batch_size : int
+        A batch must hold at least one point a cluster.
+    lr : float
+        Adam's learning rate for EM. The thesis: 1e-3 for vectors, 5e-5 for images.
+    consistency_lr : float
+        That of the second Adam, for the consistency loss; unused without ``augment``.
+    random_state : int, RandomState or None
+    device : str, optional
+        A torch device; the best there is by default.
+    progress : bool
+        Show a progress bar.
+
+    Attributes
+    ----------
+    labels_ : array (n,), 0 .. n_clusters - 1; a cluster may be empty
+    model_ : torch.nn.Sequential of network and `RelevanceNorm`, in evaluation mode
+    history_ : DataFrame, one row an epoch: loss, and em if training was two-fold
+    n_iter_ : int
+
+    `fit` takes vectors (n, d) or uint8 images (n, height, width) or (n, height, width, 3). Points
+    that are all the same all get one label.
+
+    Source: Tissera's thesis, chapter 4, corrected: errata T6-T14.
+    """
+
+    def __init__(
+        self,
+        n_clusters=10,
+        hidden=(32, 32),
+        plan="C64 M C128 M C256 F32",
+        gamma=5.0,
+        standardize=True,
+        augment=None,
+        epochs=10,
+        batch_size=128,
+        lr=1e-3,
+        consistency_lr=1e-4,
+        random_state=None,
+        device=None,
+        progress=False,
+    ):
+        self.n_clusters = n_clusters
+        self.hidden = hidden
+        self.plan = plan
+        self.gamma = gamma
+        self.standardize = standardize
+        self.augment = augment
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.consistency_lr = consistency_lr
+        self.random_state = random_state
+        self.device = device
+        self.progress = progress
+
+    def fit(self, X, y=None, callback=None):
+        """Train on ``X``; labels are ignored. ``callback(epoch, model)`` follows each epoch.
+
+        Raises ValueError on NaN, fewer points than clusters, a batch smaller than the number of
+        clusters, or parameters out of range.
+        """
+        X = self._validated(X, reset=True)
+        self._check_parameters(len(X))
+        device = pick_device(self.device)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if X.ndim == 2:
+            self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
+            if self.standardize:
+                self.mean_, self.scale_ = X.mean(0), X.std(0)
+                self.scale_[self.scale_ < 1e-12 * (1 + np.abs(self.mean_))] = 1  # constant ones
+        x = self._tensor(X)
+        # A fork keeps the caller's global random state; the initial weights come from the seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = nn.Sequential(self._network(x), RelevanceNorm(self.n_clusters)).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
+        step = em_step(self.gamma)
+        if self.augment is not None:
+            step = two_fold_step(optimizer, self.augment, self.gamma)
+            optimizer = torch.optim.Adam(model.parameters(), lr=self.consistency_lr)
+        # A last batch of a few rows would not stand for the whole space.
+        loader = batches(x, batch_size=min(self.batch_size, len(x)), drop_last=True)
+        self.history_ = fit(
+            model,
+            loader,
+            step,
+            optimizer=optimizer,
+            epochs=self.epochs,
+            seed=seed,
+            device=device,
+            callback=callback,
+            progress=self.progress,
+        )
+        self.n_iter_ = self.epochs
+        self.model_ = model.cpu().eval()
+        self.labels_ = predict(self.model_, x).argmax(1).numpy()
+        return self
+
+    def _validated(self, X, reset):
+        if reset:
+            self.image_shape_ = np.shape(X)[1:] if np.ndim(X) in (3, 4) else None
+        if self.image_shape_ is None:
+            return validate_data(self, X, reset=reset, dtype=np.float64)
+        X = np.asarray(X)
+        if X.dtype != np.uint8 or (X.ndim == 4 and X.shape[3] != 3):
+            raise ValueError(
+                "images must be uint8 (n, height, width) or (n, height, width, 3), "
+                f"got {X.dtype} {X.shape}"
+            )
+        if X.shape[1:] != self.image_shape_:
+            raise ValueError(f"images are {X.shape[1:]}, those of fit were {self.image_shape_}")
+        return X
+
+    def _check_parameters(self, n):
+        if self.n_clusters < 1:
+            raise ValueError(f"n_clusters must be 1 or more, got {self.n_clusters}")
+        if n < self.n_clusters:
+            raise ValueError(f"n_samples={n} should be >= n_clusters={self.n_clusters}")
+        if self.batch_size < self.n_clusters:
+            raise ValueError(
+                f"batch_size={self.batch_size} should be >= n_clusters={self.n_clusters}: "
+                "scores are normalised over a batch"
+            )
+        for name in ("gamma", "lr", "consistency_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be 1 or more, got {self.epochs}")
+
+    def _tensor(self, X):
+        if X.ndim == 2:
+            return torch.tensor((X - self.mean_) / self.scale_, dtype=torch.float32)
+        x = torch.tensor(X, dtype=torch.float32) / 255
+        return x[:, None] if x.ndim == 3 else x.movedim(-1, 1)
+
+    def _network(self, x):
+        if x.ndim == 2:
+            return mlp(x.shape[1], self.n_clusters, self.hidden)
+        return convnet(self.plan, x.shape[2:], self.n_clusters)
+
+    def predict(self, X):
+        """The cluster with the highest score, normalised by running statistics (n,)."""
+        return self._normalized(X).argmax(1).numpy()
+
+    def predict_proba(self, X):
+        """The posteriors that training uses, `mixture.sharpened_posterior` (n, n_clusters).
+
+        Sharpened, so not calibrated (errata T13).
+        """
+        return sharpened_posterior(self._normalized(X)).double().numpy()
+
+    def _normalized(self, X):
+        check_is_fitted(self)
+        return predict(self.model_, self._tensor(self._validated(X, reset=False)))

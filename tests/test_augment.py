@@ -1,0 +1,121 @@
+"""Transformations of images against scipy and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from latentspace.augment import affine_matrices, random_affine, random_light, warp
+
+
+def images(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def moved(x, angle=0.0, scale=1.0, shift=(0.0, 0.0)):
+    one = torch.ones(len(x), dtype=torch.float64)
+    shifts = torch.tensor(shift, dtype=torch.float64) * one[:, None]
+    return warp(x, affine_matrices(angle * one, scale * one, shifts))
+
+
+def test_whole_pixel_shift_goes_right_and_down():
+    x = images(2, 3, 10, 10)
+    found = moved(x, shift=(0.2, 0.1))  # of 10 pixels: 2 to the right, 1 down
+    wanted = torch.zeros_like(x)
+    wanted[..., 1:, 2:] = x[..., :-1, :-2]
+    torch.testing.assert_close(found, wanted)
+
+
+def test_quarter_turn_is_anticlockwise():
+    x = images(1, 2, 7, 7)
+    torch.testing.assert_close(moved(x, math.pi / 2), torch.rot90(x, 1, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("angle", "scale", "shift"),
+    [(0.3, 1.0, (0.0, 0.0)), (-0.5, 0.8, (0.1, -0.2)), (0.2, 1.3, (0.0, 0.1))],
+)
+def test_affine_against_scipy(angle, scale, shift):
+    """In scipy's rows and columns: old = R (new - centre - shift) / scale + centre."""
+    x, side = images(1, 1, 11, 11), 11
+    c, s = math.cos(angle) / scale, math.sin(angle) / scale
+    # Anticlockwise on a picture whose rows run down: the old place is turned clockwise.
+    matrix = np.array([[c, s], [-s, c]])
+    centre = np.array([(side - 1) / 2] * 2)
+    offset = centre - matrix @ (centre + side * np.array(shift[::-1]))
+    wanted = ndimage.affine_transform(
+        x[0, 0].numpy(), matrix, offset, order=1, mode="grid-constant"
+    )
+    np.testing.assert_allclose(moved(x, angle, scale, shift)[0, 0].numpy(), wanted, atol=1e-9)
+
+
+def test_random_affine_draws_within_its_range():
+    """A picture of its own coordinates shows where each place came from."""
+    n, side = 400, 32
+    centre = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2) / side
+    x = torch.stack(torch.meshgrid(centre, centre, indexing="ij")[::-1])[None].repeat(n, 1, 1, 1)
+    options = {"degrees": 20.0, "scale": (0.8, 1.5), "shift": 0.1}
+    found = random_affine(x, seeded(), border="border", **options)
+    middle = found[:, :, side // 2 - 2 : side // 2 + 2, side // 2 - 2 : side // 2 + 2]
+    right = (middle[..., 1:] - middle[..., :-1]).mean((2, 3)) * side  # (n, 2): one step right
+    angle = torch.atan2(right[:, 1], right[:, 0])
+    scale = 1 / right.norm(dim=1)
+    assert 0.9 * 20 < angle.abs().max().rad2deg() <= 20 + 1e-6
+    assert 0.8 - 1e-6 <= scale.min() < 0.82
+    assert 1.45 < scale.max() <= 1.5 + 1e-6
+    assert abs((scale.log() < math.log(0.8 * 1.5) / 2).double().mean() - 0.5) < 0.1
+    back = torch.stack([torch.cos(angle), torch.sin(angle), -torch.sin(angle), torch.cos(angle)], 1)
+    shift = -scale[:, None] * torch.einsum("nij,ni->nj", back.view(n, 2, 2).mT, middle.mean((2, 3)))
+    assert 0.09 < shift.abs().max() <= 0.1 + 1e-6
+    assert abs(np.corrcoef(angle, scale)[0, 1]) < 0.15
+
+
+def test_random_affine_repeats_and_can_do_nothing():
+    x = images(5, 2, 6, 6)
+    torch.testing.assert_close(random_affine(x, seeded()), x)
+    options = {"degrees": 10.0, "scale": (0.9, 1.1), "shift": 0.1}
+    assert torch.equal(
+        random_affine(x, seeded(3), **options), random_affine(x, seeded(3), **options)
+    )
+    first = random_affine(x[:1].repeat(5, 1, 1, 1), seeded(3), **options)
+    assert len({image.sum().item() for image in first}) == 5  # each image its own draw
+
+
+def test_random_light_by_hand():
+    x = 0.3 + 0.4 * images(300, 1, 4, 5)
+    found = random_light(x, seeded(), brightness=0.1, contrast=0.25)
+    mean, new = x.mean((1, 2, 3)), found.mean((1, 2, 3))
+    factor = (found.flatten(1).std(1) / x.flatten(1).std(1)).log() / math.log(4 / 3)
+    assert 0.97 < (new - mean).abs().max() / 0.1 <= 1 + 1e-9
+    assert -1 - 1e-9 <= factor.min() < -0.97
+    assert 0.97 < factor.max() <= 1 + 1e-9
+    torch.testing.assert_close(
+        (found - new.view(-1, 1, 1, 1)) / (4 / 3) ** factor.view(-1, 1, 1, 1),
+        x - mean.view(-1, 1, 1, 1),
+    )
+    bright = random_light(images(50, 3, 4, 4), seeded(), brightness=2.0)
+    assert bright.min() >= 0
+    assert bright.max() <= 1
+
+
+@pytest.mark.parametrize("change", [random_affine, random_light])
+@pytest.mark.parametrize("bad", [torch.rand(3, 4, 4), torch.ones(2, 1, 4, 4, dtype=torch.uint8)])
+def test_bad_images(change, bad):
+    with pytest.raises(ValueError, match="floating point"):
+        change(bad, seeded())
+
+
+def test_bad_ranges():
+    x = images(2, 1, 4, 4)
+    for wrong in ({"degrees": -1.0}, {"shift": -0.1}, {"scale": (1.2, 1.0)}, {"scale": (0.0, 1.0)}):
+        with pytest.raises(ValueError, match="rising"):
+            random_affine(x, seeded(), **wrong)
+    for wrong in ({"brightness": -1.0}, {"contrast": 1.0}, {"contrast": -0.1}):
+        with pytest.raises(ValueError, match="brightness"):
+            random_light(x, seeded(), **wrong)
