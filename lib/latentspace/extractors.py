@@ -139,7 +139,7 @@ def _without_head(model):
     return model, width
 
 
-def extract(model, images, batch_size=64, device=None, cache=True, progress=True):
+def extract(model, images, batch_size=16, device=None, cache=True, progress=True):
     """Features of many images, read from the data home if they were computed before.
 
     Parameters
