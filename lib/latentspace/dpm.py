@@ -245,7 +245,9 @@ class DPMixture(ClusterMixin, BaseEstimator):
             stats = label_statistics(x, labels, k)
             self._m_step(stats)
             if epoch % 2:
-                labels, moves = self._split(x, labels, stats, epoch)
+                halves = principal_halves(x, labels, stats)
+                halves = gaussian_halves(x, labels, halves, self.prior_, self._power)
+                labels, moves = self._split(x, labels, stats, epoch, halves)
             else:
                 labels, moves = self._merge(labels, stats, epoch)
             labels, k = without_gaps(labels)
@@ -256,7 +258,8 @@ class DPMixture(ClusterMixin, BaseEstimator):
             quiet = 0 if moves else quiet + 1
             if quiet == 4:
                 break
-        self._finish(x, labels, history, events)
+        self._m_step(label_statistics(x, labels, k))
+        self._finish(history, events)
         self.labels_ = labels.numpy()
         return self
 
@@ -265,20 +268,7 @@ class DPMixture(ClusterMixin, BaseEstimator):
     def _start(self, X):
         """Check everything; return standardised data (n, d) in double precision."""
         X = validate_data(self, X, dtype=np.float64)
-        positive = {"alpha": self.alpha, "kappa": self.kappa}
-        positive |= {} if self.coarsening is None else {"coarsening": self.coarsening}
-        positive |= {} if self.psi_scale == "learned" else {"psi_scale": self.psi_scale}
-        for name, value in positive.items():
-            if isinstance(value, str) or not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if not 1 <= self.initial_clusters <= len(X):
-            raise ValueError(
-                f"initial_clusters must be 1 to n_samples={len(X)}, got {self.initial_clusters}"
-            )
-        if self.max_iter < 1 or self.neighbours < 1:
-            raise ValueError(
-                f"max_iter and neighbours must be >= 1: {self.max_iter}, {self.neighbours}"
-            )
+        self._check(X)
         self.mean_ = X.mean(0)
         centred = X - self.mean_
         largest = np.abs(centred).max()
@@ -300,6 +290,22 @@ class DPMixture(ClusterMixin, BaseEstimator):
         self._seed = seed
         return x
 
+    def _check(self, X):
+        positive = {"alpha": self.alpha, "kappa": self.kappa}
+        positive |= {} if self.coarsening is None else {"coarsening": self.coarsening}
+        positive |= {} if self.psi_scale == "learned" else {"psi_scale": self.psi_scale}
+        for name, value in positive.items():
+            if isinstance(value, str) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if not 1 <= self.initial_clusters <= len(X):
+            raise ValueError(
+                f"initial_clusters must be 1 to n_samples={len(X)}, got {self.initial_clusters}"
+            )
+        if self.max_iter < 1 or self.neighbours < 1:
+            raise ValueError(
+                f"max_iter and neighbours must be >= 1: {self.max_iter}, {self.neighbours}"
+            )
+
     def _initial_labels(self, x):
         if self.initial_clusters == 1:
             return torch.zeros(len(x), dtype=torch.int64)
@@ -317,10 +323,8 @@ class DPMixture(ClusterMixin, BaseEstimator):
         self._mixture = (weights, *map_estimate(self.prior_, stats))
         self.posterior_ = posterior(self.prior_, stats)
 
-    def _split(self, x, labels, stats, epoch):
-        """A round of splits: new labels, where a second half gets a label of its own, and moves."""
-        halves = principal_halves(x, labels, stats)
-        halves = gaussian_halves(x, labels, halves, self.prior_, self._power)
+    def _split(self, x, labels, stats, epoch, halves):
+        """A round of splits into ``halves``: new labels, a second half gets its own, and moves."""
         parts = temper(label_statistics(x, 2 * labels + halves, 2 * len(stats.count)), self._power)
         first, second = select(parts, slice(0, None, 2)), select(parts, slice(1, None, 2))
         accepted, log_ratio = accept_splits(first, second, self.prior_, self.alpha, self._generator)
@@ -364,8 +368,7 @@ class DPMixture(ClusterMixin, BaseEstimator):
         means = means * self.scale_ + torch.from_numpy(self.mean_)
         return weights, means, covariances * self.scale_**2
 
-    def _finish(self, x, labels, history, events):
-        self._m_step(label_statistics(x, labels, int(labels.max()) + 1))
+    def _finish(self, history, events):
         self.weights_, self.means_, self.covariances_ = (part.numpy() for part in self._in_units())
         self.n_clusters_ = len(self.weights_)
         self.history_ = pd.DataFrame(history)
