@@ -214,6 +214,19 @@ def test_scrubber_of_images(shape):
     assert [svg.get("viewBox") for svg in stage.findall("svg[@aria-hidden]")] == ["0 0 30 20"] * 2
 
 
+def test_scrubber_does_not_hide_the_clip_path_that_its_frames_share():
+    """An image in axes is clipped; the path's first copy lies in a frame that is hidden."""
+    frames = []
+    for value in (0, 255):
+        fig, ax = plt.subplots()
+        ax.imshow(np.full((3, 4), value, np.uint8))
+        frames.append(fig)
+    stage = parsed(figures.scrubber_html(frames, "ab", alt="Move"))[0]
+    clips = list(stage.iter("clipPath"))
+    assert clips
+    assert all("visibility:visible" in clip.get("style", "") for clip in clips)
+
+
 def test_scrubber_refuses():
     with pytest.raises(ValueError, match="0 frames"):
         figures.scrubber([], [], alt="None")

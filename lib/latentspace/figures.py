@@ -215,6 +215,8 @@ def scrubber_html(
         svg.set("style", svg.get("style") + ";grid-area:1/1")
         if i < len(svgs) - 1:
             svg.set("style", svg.get("style") + ";visibility:hidden")
+        for clip in svg.iter("clipPath"):  # one for all frames, it must not hide with the first
+            clip.set("style", "visibility:visible")
     last, texts = len(svgs) - 1, [html.escape(str(label)) for label in labels]
     body = _SCRUBBER.format(
         alt=html.escape(alt),
