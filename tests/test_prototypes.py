@@ -172,6 +172,16 @@ def test_margins(n, k, log_epsilon, seed):
         )
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_few_iterations_are_the_papers(iterations):
+    """Columns first, then rows, from exp(scores / epsilon): by hand on the matrix."""
+    q = np.exp(cosines(8, 5).numpy() / 0.05)
+    for _ in range(iterations):
+        q = q / q.sum(0) / 5
+        q = q / q.sum(1, keepdims=True) / 8
+    np.testing.assert_allclose(sinkhorn(cosines(8, 5), 0.05, iterations), 8 * q, rtol=1e-9)
+
+
 def test_three_iterations_leave_the_prototypes_unequal():
     """At the paper's setting only the images' margins are exact."""
     use = sinkhorn(cosines(8, 5), 0.05, 3).sum(0) / 8 * 5

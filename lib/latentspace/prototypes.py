@@ -53,7 +53,7 @@ def sinkhorn(scores, epsilon, iterations=3):
         scores = scores.float()
     if not scores.isfinite().all():
         raise ValueError("scores hold NaN or infinite values")
-    log_q = (scores - scores.amax(1, keepdim=True)) / epsilon
+    log_q = (scores - scores.max()) / epsilon
     log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min / 4)  # -inf would become NaN below
     for _ in range(iterations):
         log_q = log_q - log_q.logsumexp(0, keepdim=True)

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import distributed, nn
+from torchvision.models import VisionTransformer
 
 from latentspace.backbones import classifier
 from latentspace.prototypes import (
@@ -245,6 +246,8 @@ class SwAV(ClusterMixin, TransformerMixin, BaseEstimator):
         backbone = self.backbone
         if isinstance(backbone, str):
             backbone = classifier(backbone, x.shape[1], 1)
+            if not isinstance(backbone.body, VisionTransformer):
+                backbone.image_size = None  # each view at its own size
         width = predict(backbone.features, x[:1]).shape[1]
         self.n_features_out_ = width
         return Network(backbone, width, self.dim, self.n_prototypes, self.queue_length)
