@@ -218,11 +218,11 @@ class DeepDPM(DPMixture):
         kappa=1e-4,
         nu=None,
         psi_scale="learned",
-        coarsening=600.0,
+        coarsening=660.0,
         neighbours=3,
         hidden=50,
         epochs=80,
-        batch_size=512,
+        batch_size=1024,
         sub_batch_size=64,
         lr=5e-3,
         sub_lr=1e-2,
@@ -340,9 +340,11 @@ class DeepDPM(DPMixture):
         inputs = x / self._width.float()
         losses = []
         size = min(self.batch_size, math.ceil(len(x) / LEAST_STEPS))
-        for rows in torch.randperm(len(x), generator=self._generator).split(size):
-            k, b = len(self._sub_means), self.sub_batch_size
-            members = x[draw_members(labels, k, b, self._generator)]
+        steps = torch.randperm(len(x), generator=self._generator).split(size)
+        k, b = len(self._sub_means), self.sub_batch_size
+        drawn = draw_members(labels, k, len(steps) * b, self._generator).split(b, 1)
+        for rows, own_rows in zip(steps, drawn, strict=True):
+            members = x[own_rows]
             own = assignment_loss(self.network_(inputs[rows]), target[rows], self.direction)
             sub = subcluster_loss(members, self.subnetworks_(members), self._sub_means)
             self._optimizer.zero_grad()

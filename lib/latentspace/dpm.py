@@ -184,7 +184,8 @@ class DPMixture(ClusterMixin, BaseEstimator):
     coarsening : float > 0, optional
         Number a of points that suffice to tell the model from the truth: the likelihood is raised
         to the power a / (a + N), as though fewer than a points had been seen (Miller and Dunson
-        2019). None for the plain posterior.
+        2019). None for the plain posterior. The default is ten points for each of the 66
+        parameters of a Gaussian in 10 dimensions.
     neighbours : int
         Merges are tried with that many nearest clusters.
     max_iter : int
@@ -213,7 +214,7 @@ class DPMixture(ClusterMixin, BaseEstimator):
         kappa=1e-4,
         nu=None,
         psi_scale="learned",
-        coarsening=600.0,
+        coarsening=660.0,
         neighbours=3,
         max_iter=50,
         random_state=None,
