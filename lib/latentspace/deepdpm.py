@@ -11,7 +11,7 @@ from latentspace.dirichlet import (
     label_statistics,
     sufficient_statistics,
 )
-from latentspace.dpm import DPMixture, principal_halves, without_gaps
+from latentspace.dpm import DPMixture, move, principal_halves, without_gaps
 
 LEAST = -80.0  # log probabilities below this are one number: their exponentials would be subnormal
 LEAST_STEPS = 20  # an epoch, on small data
@@ -199,8 +199,10 @@ class DeepDPM(DPMixture):
 
     Attributes
     ----------
-    n_clusters_, weights_, means_, covariances_, prior_, posterior_, events_, n_iter_
+    n_clusters_, weights_, means_, covariances_, prior_, posterior_, n_iter_
         As in `DPMixture`.
+    events_ : DataFrame
+        As in `DPMixture`, with a third kind: "empty", a unit that no point chose was taken away.
     labels_ : array (n,), the network's
     mixture_labels_ : array (n,), those of the mixture that the network imitates
     network_ : ClusteringNet
@@ -224,7 +226,7 @@ class DeepDPM(DPMixture):
         epochs=80,
         batch_size=1024,
         sub_batch_size=64,
-        lr=5e-3,
+        lr=1e-2,
         sub_lr=1e-2,
         direction="target",
         move_every=3,
@@ -265,7 +267,7 @@ class DeepDPM(DPMixture):
         history, events, frozen = [], [], self.freeze
         for epoch in range(1, self.epochs + 1):
             losses, log_density = self._train(x, labels)
-            labels, r = self._assign(x)
+            labels, r, emptied = self._assign(x, epoch)
             if frozen:
                 frozen -= 1
             else:
@@ -282,11 +284,12 @@ class DeepDPM(DPMixture):
                 if moves:
                     labels = self._operate(x, labels)
                     frozen = self.freeze
-            events += moves
+            events += emptied + moves
             history.append(self._row(epoch, len(self._sub_means), log_density, moves, **losses))
             if callback is not None:
                 callback(epoch, self._snapshot(x, labels, self._sub_means))
-        labels, r = self._assign(x)
+        labels, r, emptied = self._assign(x, self.epochs)
+        events += emptied
         self._m_step(sufficient_statistics(x, r))
         self._finish(history, events)
         self.labels_ = labels.numpy()
@@ -298,6 +301,9 @@ class DeepDPM(DPMixture):
         for name in ("hidden", "epochs", "batch_size", "sub_batch_size", "move_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("lr", "sub_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         if self.direction not in ("target", "network"):
             raise ValueError(f"direction must be 'target' or 'network', got {self.direction!r}")
 
@@ -355,17 +361,18 @@ class DeepDPM(DPMixture):
         return {"loss": loss, "sub_loss": sub_loss}, log_density
 
     @torch.no_grad()
-    def _assign(self, x):
-        """Hard labels (N,) and soft assignments (N, K) by the network; units of no point go."""
+    def _assign(self, x, epoch):
+        """Hard labels (N,), soft assignments (N, K), events: units without a point go."""
         r = self._soft(x)
         labels = r.argmax(1)
         used, renumbered = labels.unique(return_inverse=True)
-        if len(used) < r.shape[1]:
+        counts = range(r.shape[1], len(used), -1)
+        if len(counts):
             self._keep(used)
             weights, means, covariances = (part[used] for part in self._mixture)
             self._mixture = (weights / weights.sum(), means, covariances)
             r = r[:, used] / r[:, used].sum(1, keepdim=True)
-        return renumbered, r
+        return renumbered, r, [move(epoch, "empty", math.nan, k, k - 1) for k in counts]
 
     def _soft(self, x):
         inputs = (x / self._width).float()
