@@ -158,6 +158,26 @@ def test_L6_large_epsilon_makes_codes_uniform():
     assert spread == sorted(spread, reverse=True)
 
 
+@pytest.mark.parametrize(("ratio", "learns"), [(0.4, True), (0.8, False)])
+def test_L6_epsilon_must_be_below_tau_times_the_agreement_of_the_views(ratio, learns):
+    """Gaussian inputs of which two views correlate at 0.6; a linear network."""
+    torch.manual_seed(0)
+    tau, rho = 0.1, 0.6
+    network, prototypes = torch.nn.Linear(6, 5), Prototypes(8, 5)
+    optimizer = torch.optim.SGD([*network.parameters(), *prototypes.parameters()], 0.1, 0.9)
+    for _ in range(300):
+        prototypes.normalise()
+        common, own = torch.randn(256, 6), torch.randn(2, 256, 6)
+        views = rho**0.5 * common + (1 - rho) ** 0.5 * own
+        scores = prototypes(F.normalize(network(views), dim=-1))
+        codes = torch.stack([sinkhorn(s, ratio * tau) for s in scores])
+        optimizer.zero_grad()
+        swapped_prediction(scores, codes, tau).backward()
+        optimizer.step()
+    uniformity = (torch.special.entr(codes).sum(-1) / math.log(8)).mean()
+    assert (uniformity < 0.85) if learns else (uniformity > 0.99)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(-3, 2), st.integers(0, 99))
 def test_margins(n, k, log_epsilon, seed):
