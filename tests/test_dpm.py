@@ -17,7 +17,6 @@ from latentspace.dpm import (
     DPMixture,
     accept_merges,
     accept_splits,
-    gaussian_halves,
     learn_prior,
     principal_halves,
 )
@@ -86,23 +85,6 @@ def test_principal_halves_are_two_means_of_each_cluster():
         start = X[own].mean(0) + np.array([-step, step])
         theirs = KMeans(2, init=start, n_init=1, algorithm="lloyd", tol=0).fit_predict(X[own])
         assert adjusted_rand_score(halves[own], theirs) == 1
-
-
-def test_gaussian_halves_part_what_two_means_cannot():
-    """Two long parallel Gaussians side by side, and a second cluster that is elsewhere."""
-    rng = np.random.default_rng(0)
-    long = rng.normal(size=(2, 200, 2)) * [3.0, 0.2] + np.array([[[0, 0]], [[0, 4.0]]])
-    x = torch.tensor(np.concatenate([*long, X[Y == 3] - 30]))
-    labels = torch.tensor([0] * 400 + [1] * 200)
-    truth = np.repeat([0, 1], 200)
-    rough = principal_halves(x, labels, label_statistics(x, labels, 2), steps=1)
-    rough[:400] ^= torch.tensor(rng.random(400) < 0.1).long()  # some points on the wrong side
-    start = torch.tensor(truth ^ (rng.random(400) < 0.2))
-    halves = gaussian_halves(
-        x, labels, torch.cat([start, rough[400:]]), default_prior(x, psi_scale=0.01)
-    )
-    assert adjusted_rand_score(truth, halves[:400].numpy()) > 0.95
-    assert set(halves[400:].tolist()) <= {0, 1}
 
 
 def test_splits_and_merges_are_decided_by_separation():

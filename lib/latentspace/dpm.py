@@ -2,9 +2,9 @@
 
 The moves are the ones `deepdpm` uses. A cluster is divided into two halves, and the Hastings ratio
 of the two partitions decides; neighbouring clusters are joined by the inverse ratio. Two things go
-beyond the textbook, and both are found without labels: the scale of the prior is learned from the
-clusters themselves, and the posterior may be coarsened, so that a model that is only roughly right
-does not need ever more Gaussians as the data grow.
+beyond the textbook, and neither needs labels: the scale of the prior is learned from the clusters
+themselves, and the posterior may be coarsened, so that a model that is only roughly right does not
+need ever more Gaussians as the data grow.
 """
 
 import math
@@ -79,9 +79,8 @@ def principal_halves(x, labels, stats, steps=10):
     ``stats`` are the clusters' `label_statistics`. All clusters move in one pass over the data.
     """
     variances, axes = torch.linalg.eigh(stats.scatter)
-    step = (variances[:, -1] / stats.count.clamp_min(1)).clamp_min(0).sqrt()[:, None] * axes[
-        ..., -1
-    ]
+    width = (variances[:, -1] / stats.count.clamp_min(1)).clamp_min(0).sqrt()
+    step = width[:, None] * axes[..., -1]
     first, second = stats.mean - step, stats.mean + step
     halves = torch.zeros_like(labels)
     for _ in range(steps):
@@ -96,36 +95,6 @@ def principal_halves(x, labels, stats, steps=10):
         means = parts.mean.view(len(first), 2, -1)
         first, second = means[:, 0].where(keep, first), means[:, 1].where(keep, second)
     return halves
-
-
-def gaussian_halves(x, labels, halves, prior, power=1.0, steps=4):
-    """Refine two halves of each cluster by hard EM with full covariances: 0 or 1 (N,)."""
-    n_clusters = int(labels.max()) + 1
-    for _ in range(steps):
-        parts = temper(label_statistics(x, 2 * labels + halves, 2 * n_clusters), power)
-        means, covariances = map_estimate(prior, parts)
-        whiten = torch.linalg.inv(torch.linalg.cholesky(covariances))
-        offset = torch.log(parts.count + 0.5) + whiten.diagonal(dim1=1, dim2=2).log().sum(1)
-        # Each point is measured by the halves of its own cluster only.
-        score = []
-        for side in (0, 1):
-            own = 2 * labels + side
-            z = grouped_product(x - means[own], whiten, own)
-            score.append(offset[own] - 0.5 * z.square().sum(1))
-        new = (score[1] > score[0]).long()
-        if torch.equal(new, halves):
-            break
-        halves = new
-    return halves
-
-
-def grouped_product(x, matrices, labels):
-    """``matrices[labels[i]] @ x[i]`` for each row (N, d), one product a cluster."""
-    order = labels.argsort()
-    sizes = torch.bincount(labels, minlength=len(matrices)).tolist()
-    out = torch.empty_like(x)
-    out[order] = torch.cat([g @ m.T for g, m in zip(x[order].split(sizes), matrices, strict=True)])
-    return out
 
 
 def accept_splits(first, second, prior, alpha, generator):
@@ -247,7 +216,6 @@ class DPMixture(ClusterMixin, BaseEstimator):
             self._m_step(stats)
             if epoch % 2:
                 halves = principal_halves(x, labels, stats)
-                halves = gaussian_halves(x, labels, halves, self.prior_, self._power)
                 labels, moves = self._split(x, labels, stats, epoch, halves)
             else:
                 labels, moves = self._merge(labels, stats, epoch)
