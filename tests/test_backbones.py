@@ -8,7 +8,13 @@ from latentspace.backbones import NAMES, classifier, random_shift
 
 @pytest.mark.parametrize(
     ("name", "channels", "size", "width"),
-    [("cnn", 1, 28, 64), ("cnn", 3, 32, 64), ("resnet8", 3, 32, 64), ("resnet18", 1, 28, 512)],
+    [
+        ("cnn", 1, 28, 64),
+        ("cnn", 3, 32, 64),
+        ("resnet8", 3, 32, 64),
+        ("resnet8s", 3, 32, 64),
+        ("resnet18", 1, 28, 512),
+    ],
 )
 def test_shapes(name, channels, size, width):
     model = classifier(name, channels, 7).eval()
@@ -28,7 +34,7 @@ def test_parameter_counts():
     assert count("cnn", 1) == conv(1, 16) + conv(16, 32) + linear(1568, 64) + linear(64, 10)
     blocks = [(16, 16), (16, 32), (32, 64)]
     expected = conv(3, 16) + sum(conv(i, o) + conv(o, o) for i, o in blocks) + linear(64, 10)
-    assert count("resnet8", 3) == expected
+    assert count("resnet8", 3) == count("resnet8s", 3) == expected
     assert count("resnet18", 3) == 11_181_642  # torchvision's 11,689,512 with 10 classes for 1000
 
 
@@ -73,4 +79,4 @@ def test_bad_names():
         classifier("resnet9", 3, 10)
     with pytest.raises(ValueError, match="no pretrained"):
         classifier("cnn", 1, 10, pretrained=True)
-    assert len(NAMES) == 4
+    assert len(NAMES) == 5

@@ -14,10 +14,12 @@ from torch import nn
 
 from latentspace.augment import random_affine
 from latentspace.backbones import classifier, random_shift
+from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
 from latentspace.mixture import RelevanceNorm
 from latentspace.neural_mixture import NeuralMixture, convnet, two_fold_step
 from latentspace.sources import SETS
+from latentspace.swav import SwAV
 from latentspace.training import fit
 
 PARAMS = Path(__file__).parents[1] / "notebooks" / "params"
@@ -123,3 +125,60 @@ def test_neural_mixtures_clustering(neural_mixtures):
             batch_size=len(x), epochs=1, standardize=False, augment=augment, random_state=0
         ).fit(x)
         assert np.isfinite(model.history_.loc[0]).all() and model.labels_.shape == (len(x),)
+
+
+@pytest.fixture(scope="module")
+def swapped():
+    return yaml.safe_load((PARAMS / "11_swapped_predictions.paper.yaml").read_text())
+
+
+def test_swav_at_full_resolution(swapped):
+    """One step of a few images, with as many views as the paper has."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    names = ("n_prototypes", "backbone", "n_local", "global_size", "local_size")
+    with pytest.warns(UserWarning, match="8 features share"):
+        model = SwAV(**{name: swapped[name] for name in names}, epochs=1, batch_size=8).fit(images)
+    assert model.n_local == 6
+    assert np.isfinite(model.history_.loc[0]).all()
+    assert model.transform(images).shape == (8, 64)
+    assert swapped["batch_size"] >= 2 * swapped["n_prototypes"]
+
+
+def test_swav_with_the_backbone_of_many_gpus():
+    """ResNet-18 takes each view at its own size, as the chapter's command line asks."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
+    model = SwAV(3, "resnet18", 128, global_size=96, local_size=48, n_local=2, epochs=1)
+    assert model.fit(images).transform(images).shape == (4, 512)
+    assert "unlabeled" in SETS["stl10"].splits
+
+
+@pytest.fixture(scope="module")
+def unknown_k():
+    return yaml.safe_load((PARAMS / "12_unknown_k.paper.yaml").read_text())
+
+
+def test_unknown_k_data_exist(unknown_k):
+    for name in unknown_k["table_sets"]:
+        assert "all" in SETS[name].splits
+    for split in unknown_k["moco_splits"]:
+        assert split in SETS["imagenet50-moco"].splits
+
+
+def test_unknown_k_network():
+    """The widest run: 16 dimensions, fifty clusters; one epoch on a quarter of its points."""
+    rng = np.random.default_rng(0)
+    centres = 4 * rng.normal(size=(50, 16))
+    x = rng.normal(size=(16_000, 16)) + centres[rng.integers(50, size=16_000)]
+    model = DeepDPM(initial_clusters=50, epochs=1, random_state=0).fit(x)
+    assert model.n_clusters_ >= 1
+    assert np.isfinite(model.history_["loss"]).all()
+    assert model.labels_.shape == (16_000,)
+
+
+def test_unknown_k_extractor(unknown_k):
+    """Its weights need a network; its architecture does not."""
+    from torchvision.models import get_model
+
+    model = get_model(unknown_k["photos_by"], weights=None)
+    model.fc = torch.nn.Identity()
+    assert model.eval()(torch.rand(1, 3, 224, 224)).shape == (1, 2048)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-NAMES = ("cnn", "resnet8", "resnet18", "vit_b_16")
+NAMES = ("cnn", "resnet8", "resnet8s", "resnet18", "vit_b_16")
 
 
 class Classifier(nn.Module):
@@ -46,9 +46,10 @@ def classifier(name, channels, n_classes, pretrained=False):
 
     Parameters
     ----------
-    name : {"cnn", "resnet8", "resnet18", "vit_b_16"}
+    name : {"cnn", "resnet8", "resnet8s", "resnet18", "vit_b_16"}
         ``cnn``: two strided convolutions, 64 features, for digits of 28 pixels. ``resnet8``: three
         residual blocks of 16, 32 and 64 filters, 64 features, for images of 32 pixels.
+        ``resnet8s``: the same behind a first convolution of stride 2, at a quarter of the cost.
         ``resnet18`` (512 features) and ``vit_b_16`` (768) are torchvision's, at 224 pixels.
     channels, n_classes : int
     pretrained : bool
@@ -63,8 +64,8 @@ def classifier(name, channels, n_classes, pretrained=False):
         raise ValueError(f"unknown backbone {name!r}; there are {', '.join(NAMES)}")
     if name == "cnn":
         body, width, size = _cnn(channels), 64, None
-    elif name == "resnet8":
-        body, width, size = _resnet8(channels), 64, None
+    elif name.startswith("resnet8"):
+        body, width, size = _resnet8(channels, 2 if name == "resnet8s" else 1), 64, None
     else:
         body, width, size = _torchvision(name, pretrained)
     if size is None and pretrained:
@@ -80,9 +81,9 @@ def _cnn(channels):
     )  # fmt: skip
 
 
-def _resnet8(channels):
+def _resnet8(channels, stride):
     return nn.Sequential(
-        *_convolution(channels, 16, 1), nn.ReLU(),
+        *_convolution(channels, 16, stride), nn.ReLU(),
         _Residual(16, 16, 1), _Residual(16, 32, 2), _Residual(32, 64, 2),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip

@@ -1,0 +1,230 @@
+"""Prototypes and codes: what SwAV compares instead of pairs of images.
+
+Shapes: ``n`` images, ``K`` prototypes, ``V`` views of each image, of which the first ``G`` have
+codes; ``d`` is the width of the sphere on which features and prototypes lie. The method is
+SwAV (Caron et al. 2020), which the seminar slides review.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["Prototypes", "Queue", "colour_jitter", "nt_xent", "random_crop", "sinkhorn",
+           "swapped_prediction"]  # fmt: skip
+
+
+def sinkhorn(scores, epsilon, iterations=3):
+    """Codes of a batch: the entropic optimal transport from images to equally used prototypes.
+
+    Approaches ``n Q`` for the ``Q`` that maximises ``sum(Q * scores) + epsilon * H(Q)`` among
+    matrices with row sums 1/n and column sums 1/K. All is done on logarithms, so no ``epsilon``
+    overflows; half precision is computed in float32. The rounding error of a code is about
+    ``1e-7 * max|scores| / epsilon`` relatively in float32: use float64 for epsilon below 1e-3.
+
+    Parameters
+    ----------
+    scores : Tensor (n, K), similarities (minus the cost: slides, L4)
+    epsilon : float > 0
+    iterations : int >= 1
+        Each normalises the prototypes (columns), then the images (rows).
+
+    Returns
+    -------
+    Tensor (n, K), without gradient. Rows sum to 1 (L5: this is n times the transport plan), columns
+    to n/K in the limit. With more prototypes than images a code spreads over K/n or more of them.
+
+    Raises
+    ------
+    ValueError
+        Scores that are not finite or not a non-empty matrix, epsilon or iterations out of range.
+
+    Source: slides on online clustering (SwAV eq. 3-5), scaled as errata L5 says.
+    """
+    if scores.ndim != 2 or scores.numel() == 0:
+        raise ValueError(f"scores must be a non-empty (n, K), got {tuple(scores.shape)}")
+    if not 0 < epsilon < math.inf:
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+    if iterations < 1:
+        raise ValueError(f"iterations must be 1 or more, got {iterations}")
+    scores = scores.detach()
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    if not scores.isfinite().all():
+        raise ValueError("scores hold NaN or infinite values")
+    log_q = (scores - scores.max()) / epsilon
+    log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min / 4)  # -inf would become NaN below
+    for _ in range(iterations):
+        log_q = log_q - log_q.logsumexp(0, keepdim=True)
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)
+    return log_q.exp()
+
+
+def swapped_prediction(scores, codes, temperature=0.1):
+    """Cross-entropy of each code and every *other* view's prediction of it, averaged.
+
+    Parameters
+    ----------
+    scores : Tensor (V, n, K), similarities of every view and prototype, V >= 2
+    codes : Tensor (G, n, K), 1 <= G <= V, codes of the first G views
+    temperature : float > 0
+
+    Returns
+    -------
+    Scalar tensor: the mean over images, the G codes and their V - 1 other views. The slides write
+    sums over both, which only scales the learning rate.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, or temperature out of range.
+
+    Source: slides, "Swapped Prediction problem" and "Multi-crop" (SwAV eq. 1, 2 and 6).
+    """
+    views, coded = len(scores), len(codes)
+    if scores.ndim != 3 or scores.shape[1:] != codes.shape[1:] or not 1 <= coded <= views > 1:
+        raise ValueError(f"scores {tuple(scores.shape)} and codes {tuple(codes.shape)} do not fit")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    log_p = (scores / temperature).log_softmax(-1)
+    cross_entropy = -torch.einsum("gnk,vnk->gv", codes, log_p) / scores.shape[1]
+    own = cross_entropy.diagonal().sum()
+    return (cross_entropy.sum() - own) / (coded * (views - 1))
+
+
+def nt_xent(z, temperature=0.5):
+    """Instance discrimination, SimCLR's loss: find an image's other view among 2n - 1 views.
+
+    Parameters
+    ----------
+    z : Tensor (2, n, d), unit vectors; n >= 2
+    temperature : float > 0
+
+    Raises
+    ------
+    ValueError
+        Another shape, fewer than two images, or temperature out of range.
+
+    Source: Chen et al. 2020, eq. 1.
+    """
+    if z.ndim != 3 or len(z) != 2 or z.shape[1] < 2:
+        raise ValueError(f"z must be (2, n, d) with n >= 2, got {tuple(z.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    n = z.shape[1]
+    views = z.flatten(0, 1)
+    similarity = views @ views.T / temperature
+    similarity.fill_diagonal_(-math.inf)  # a view is not its own partner
+    partner = torch.arange(2 * n, device=z.device).roll(n)
+    return F.cross_entropy(similarity, partner)
+
+
+class Prototypes(nn.Module):
+    """K trainable unit vectors, compared with unit features by the dot product.
+
+    Parameters
+    ----------
+    n_prototypes, width : int
+    """
+
+    def __init__(self, n_prototypes, width):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(n_prototypes, width), dim=1))
+
+    def forward(self, z, frozen=False):
+        """Scores (..., K) of features (..., d); ``frozen`` gives the prototypes no gradient."""
+        return z @ (self.weight.detach() if frozen else self.weight).T
+
+    @torch.no_grad()
+    def normalise(self):
+        """Put the prototypes back onto the sphere, in place; before each step (SwAV's code)."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+
+class Queue(nn.Module):
+    """Features of past batches, so that codes of a small batch come from a larger one.
+
+    Parameters
+    ----------
+    views, length, width : int
+        ``length`` features of ``width`` are kept for each of the ``views`` that have codes.
+    """
+
+    def __init__(self, views, length, width):
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(views, length, width))
+        self.register_buffer("count", torch.tensor(0))
+
+    @property
+    def full(self):
+        """Whether all ``length`` places hold features."""
+        return int(self.count) >= self.rows.shape[1]
+
+    @torch.no_grad()
+    def push(self, z):
+        """Put features (views, n, width) in front; the oldest go."""
+        self.count += z.shape[1]
+        self.rows.copy_(torch.cat([z, self.rows], 1)[:, : self.rows.shape[1]])
+
+
+def random_crop(images, size, area, generator, flip=True):
+    """Cut a random rectangle out of each image and resize it to ``size`` pixels square.
+
+    Parameters
+    ----------
+    images : Tensor (n, channels, height, width)
+    size : int
+    area : (float, float)
+        Least and largest share of the image's area, 0 < least <= largest <= 1. The ratio of the
+        sides is drawn between 3/4 and 4/3, and a side is never longer than the image's.
+    generator : torch.Generator on the images' device
+    flip : bool
+        Mirror half of the crops.
+
+    Returns
+    -------
+    Tensor (n, channels, size, size), by bilinear interpolation.
+    """
+    least, largest = area
+    if not 0 < least <= largest <= 1:
+        raise ValueError(f"area must satisfy 0 < least <= largest <= 1, got {area}")
+    n = len(images)
+    u = torch.rand(5, n, generator=generator, device=images.device)
+    share = least + (largest - least) * u[0]
+    ratio = torch.exp((2 * u[1] - 1) * math.log(4 / 3))
+    # In the units of affine_grid the image is [-1, 1] x [-1, 1]: a side is its half width.
+    wide, high = ((share * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
+    right, down = (1 - wide) * (2 * u[2] - 1), (1 - high) * (2 * u[3] - 1)
+    mirrored = torch.where((u[4] < 0.5) & flip, -wide, wide)
+    zero = torch.zeros_like(wide)
+    theta = torch.stack([mirrored, zero, right, zero, high, down], 1).view(n, 2, 3)
+    grid = F.affine_grid(theta, [n, images.shape[1], size, size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def colour_jitter(images, generator, strength=0.4, grey=0.2):
+    """Change each image's brightness, contrast and saturation at random; make some grey.
+
+    Parameters
+    ----------
+    images : Tensor (n, 1 or 3, height, width) in [0, 1]
+    generator : torch.Generator on the images' device
+    strength : float in [0, 1]
+        Factors are drawn between 1 - strength and 1 + strength.
+    grey : float in [0, 1]
+        Share of colour images that lose their colour.
+    """
+    n, device = len(images), images.device
+    factors = 1 + strength * (2 * torch.rand(3, n, generator=generator, device=device) - 1)
+    brightness, contrast, saturation = factors[..., None, None, None]
+    images = images * brightness
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    if images.shape[1] == 3:
+        colourless = torch.rand(n, generator=generator, device=device) < grey
+        saturation = torch.where(colourless[:, None, None, None], 0, saturation)
+        luminance = images.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+        luminance = (images * luminance).sum(1, keepdim=True)
+        images = luminance + (images - luminance) * saturation
+    return images.clamp(0, 1)
