@@ -275,18 +275,25 @@ def test_T9_the_mean_is_one_half_less_the_skewness():
         np.testing.assert_allclose(deviation, leading, rtol=0.35 if gamma == 5 else 0.12)
 
 
-def outlier_mean(n, gamma):
-    bound = math.sqrt(n - 1)
-    return ((n - 1) * expit(-1 / (bound * gamma)) + expit(bound / gamma)) / n
+def outliers_mean(n, gamma, m=1):
+    """m equal outliers among n, by adding up."""
+    a = np.r_[np.ones(m), np.zeros(n - m)]
+    return expit((a - a.mean()) / a.std() / gamma).mean()
 
 
-def test_T9_one_outlier_is_the_worst_case():
-    """Ascent on |mean - 1/2| over all scores ends at the value of one outlier."""
-    n, gamma = 128, 5.0
-    assert abs(outlier_mean(n, gamma) - 0.5) == pytest.approx(1.238e-3, abs=1e-6)
+@pytest.mark.parametrize(
+    ("gamma", "outliers", "deviation"), [(5.0, 1, 1.238e-3), (1.0, 8, 3.020e-2)]
+)
+def test_T9_equal_outliers_are_the_worst_case(gamma, outliers, deviation):
+    """Ascent on |mean - 1/2| over all scores ends at the value of a few equal outliers."""
+    n = 128
+    best = min(range(1, n // 2), key=lambda m: outliers_mean(n, gamma, m))
+    assert best == outliers
+    worst = outliers_mean(n, gamma, best)
+    assert 0.5 - worst == pytest.approx(deviation, rel=1e-3)
     a = np.zeros((n, 1))
-    a[5] = 1
-    np.testing.assert_allclose(mean_score(a, gamma), outlier_mean(n, gamma), atol=1e-9)
+    a[5 : 5 + outliers] = 1
+    np.testing.assert_allclose(mean_score(a, gamma), worst, atol=1e-9)
 
     def objective(a):
         x = torch.tensor(a[:, None], requires_grad=True)
@@ -298,16 +305,26 @@ def test_T9_one_outlier_is_the_worst_case():
         minimize(objective, np.random.default_rng(s).gamma(0.1, size=n), jac=True).fun
         for s in range(3)
     ]
-    assert min(found) == pytest.approx(outlier_mean(n, gamma), abs=1e-5)
-    assert min(found) > outlier_mean(n, gamma) - 1e-9
-    assert max(abs(outlier_mean(m, gamma) - 0.5) for m in range(2, 2000)) < 1.3205e-3
+    assert min(found) == pytest.approx(worst, rel=2e-4)
+    assert min(found) > worst - 1e-9
+
+
+def test_T9_the_worst_case_over_all_batch_sizes():
+    """It is a share of outliers: in a large batch many are worse than one."""
+    shares = [(263, 1, 5.0, 1.320e-3), (2630, 10, 5.0, 1.320e-3), (1600, 100, 1.0, 3.020e-2)]
+    for n, m, gamma, deviation in shares:
+        assert 0.5 - outliers_mean(n, gamma, m) == pytest.approx(deviation, rel=1e-3)
+    for n in (4, 50, 263, 512, 900, 1600):
+        deviations = [0.5 - outliers_mean(n, 5.0, m) for m in range(1, n // 2)]
+        assert max(deviations) < 1.3205e-3
+    assert 0.5 - outliers_mean(4096, 5.0, 16) > 1.9 * (0.5 - outliers_mean(4096, 5.0, 1))
 
 
 def test_T10_running_statistics_explain_the_printed_means():
     """.498, .507, .504 lie beyond what batch statistics allow, within what running ones do."""
     printed = np.array([0.498, 0.507, 0.504])
     rounding = 0.0005
-    allowed = abs(outlier_mean(128, 5.0) - 0.5)
+    allowed = abs(outliers_mean(128, 5.0) - 0.5)
     assert (abs(printed - 0.5) - rounding > allowed).all()
     rng = np.random.default_rng(0)
     norm = RelevanceNorm(3).double()
@@ -383,17 +400,22 @@ def test_T13_the_softmax_is_no_approximation_of_the_posterior(k, exact, cooled, 
 
 
 def test_T13_the_likelihood_is_content_with_noise():
-    """No scores beat noise that sums to zero over the clusters by more than T9 allows."""
+    """Of exact densities h_j / (its mean): noise that sums to zero is as good as a partition."""
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(1280, 10))
+    noise = rng.normal(size=(1280, 10)) * (1 + np.arange(10))
 
     def evidence(a):
         h = cluster_scores(normalized(a)).numpy()
-        return np.log(2 * h.mean(1)).mean()
+        return np.log((h / h.mean(0)).mean(1)).mean()
 
-    cancelling = evidence(noise - noise.mean(1, keepdims=True))
-    assert cancelling > evidence(hard([128] * 10)) + 5e-4
-    assert abs(cancelling) < 1e-4
+    a = by_hand(noise, 0)
+    for _ in range(50):  # rows and columns in turn: scores of variance 1 that sum to zero
+        a = by_hand(a - a.mean(1, keepdims=True), 0)
+    partition = evidence(hard([128] * 10))
+    assert abs(partition) < 1e-9 and -1e-6 < evidence(a) <= 1e-12
+    assert -evidence(noise) > 2e-4  # noise as it comes
+    expected = -(by_hand(noise, 0).mean(1) ** 2).mean() / (8 * 25)
+    assert evidence(noise) == pytest.approx(expected, rel=0.03)
     one = rng.normal(size=(500, 1))
     assert evidence(np.hstack([one, -one])) == pytest.approx(0, abs=1e-9)
 
@@ -447,6 +469,46 @@ def test_T14_any_balanced_partition_is_as_good():
     shuffled = a[rng.permutation(len(a))]
     expected = loss_of(a, sharpened_posterior)
     assert loss_of(shuffled, sharpened_posterior) == pytest.approx(expected, rel=1e-12)
+
+
+def test_T14_training_climbs_the_log_sum_exp():
+    """The gradient with p held fixed is, to first order in 1 / gamma, that of another function."""
+    x = torch.tensor(numbers(128, 10), requires_grad=True)
+    a = normalize_relevance(x, 1e-12)
+    other = -a.logsumexp(1).mean()
+    (wanted,) = torch.autograd.grad(other, x, retain_graph=True)
+    for gamma, error in ((5.0, 0.5), (50.0, 0.05), (500.0, 0.005)):
+        loss = em_loss(a, sharpened_posterior(a), gamma)
+        (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+        assert (2 * gamma * gradient - wanted).norm() < error * wanted.norm()
+    p = a.softmax(1)  # the loss with p moving along has another gradient, whatever gamma is
+    moving = -(p * torch.nn.functional.logsigmoid(a / 500)).sum(1).mean()
+    (gradient,) = torch.autograd.grad(moving, x)
+    assert (1000 * gradient - wanted).norm() > 0.2 * wanted.norm()
+
+
+def test_T14_free_scores_end_above_the_balanced_partition_in_the_loss():
+    """Trained without a network: a worse loss and a better log-sum-exp than equal clusters."""
+    a = torch.tensor(np.random.default_rng(0).normal(size=(120, 10)), requires_grad=True)
+    optimizer = torch.optim.Adam([a], 0.02)
+    for _ in range(1000):
+        scores = normalize_relevance(a)
+        optimizer.zero_grad()
+        em_loss(scores, sharpened_posterior(scores)).backward()
+        optimizer.step()
+    scores, balanced = normalize_relevance(a.detach()), normalized(hard([12] * 10))
+    assert scores.logsumexp(1).mean() > balanced.logsumexp(1).mean() + 5e-3
+    assert em_loss(scores, sharpened_posterior(scores)) > 0.5079 + 1e-3
+
+
+def test_T12_a_prior_in_the_loss_has_no_gradient():
+    x = torch.tensor(numbers(11, 4), requires_grad=True)
+    p, log_prior = softmax(numbers(11, 4, seed=1), 1), torch.tensor(np.log(PRIOR))
+    with_prior = em_loss(x, torch.tensor(p), log_prior=log_prior)
+    without = em_loss(x, torch.tensor(p))
+    assert (with_prior - without).item() == pytest.approx(-(p.mean(0) @ np.log(PRIOR)))
+    gradients = [torch.autograd.grad(loss, x)[0] for loss in (with_prior, without)]
+    assert torch.equal(*gradients)
 
 
 # --- as a regulariser ---

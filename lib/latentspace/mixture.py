@@ -122,7 +122,8 @@ def cluster_scores(normalized, gamma=5.0):
 def sharpened_posterior(normalized, log_prior=None):
     """``softmax(a* + log prior)``, what the method takes for its posterior (eq. 4.20).
 
-    Far sharper than `exact_posterior`, and what makes the training cluster (errata T13).
+    Far sharper than `exact_posterior`, which is about ``softmax(a* / (2 gamma))``, and what makes
+    the training cluster (errata T13). Exact for densities ``exp(a*)`` (T14).
 
     Parameters
     ----------
@@ -147,7 +148,8 @@ def exact_posterior(normalized, gamma=5.0, log_prior=None):
 
 
 def update_prior(prior, posterior, rate=0.1):
-    """``(1 - rate) prior + rate * mean posterior``; the thesis asks for it without a formula (T19).
+    """``(1 - rate) prior + rate * mean posterior``; the thesis has no formula: priors come
+    from the posteriors of the step before.
 
     Parameters
     ----------
@@ -177,8 +179,9 @@ def em_loss(normalized, posterior, gamma=5.0, log_prior=None):
         Held fixed, whether it carries a gradient or not.
     gamma : float > 0
     log_prior : tensor (K,), optional
-        Without one the constant ``log K`` of a uniform prior is left out, as in the thesis; eq.
-        4.21 drops every prior (errata T12).
+        Without one the constant ``log K`` of a uniform prior is left out, as in the thesis. It
+        changes the value, not the gradient: the network feels a prior through ``posterior`` only
+        (errata T12).
 
     Returns
     -------
