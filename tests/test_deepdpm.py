@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import rel_entr
+from scipy.stats import multivariate_normal
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -212,8 +213,13 @@ def test_answers_are_the_networks(fitted):
         r = fitted.network_(inputs.float()).exp().numpy()
     np.testing.assert_allclose(fitted.predict_proba(X), r, atol=1e-5)
     np.testing.assert_array_equal(fitted.predict(X), fitted.labels_)
-    np.testing.assert_array_equal(fitted.predict_mixture(X), fitted.mixture_labels_)
     assert fitted.predict_proba(X).shape == (len(X), len(fitted.weights_))
+
+
+def test_mixture_labels_are_the_published_mixtures(fitted):
+    parameters = zip(fitted.weights_, fitted.means_, fitted.covariances_, strict=True)
+    log_joint = [math.log(w) + multivariate_normal(m, c).logpdf(X) for w, m, c in parameters]
+    np.testing.assert_array_equal(np.argmax(log_joint, 0), fitted.mixture_labels_)
 
 
 def test_a_seed_repeats_and_pickles_and_the_callers_state_stays(fitted):
@@ -286,6 +292,6 @@ def test_bad_parameters(parameters, message):
 def test_bad_data(fitted):
     holes = X.copy()
     holes[3, 1] = np.nan
-    for call in (clone(fitted).fit, fitted.predict, fitted.predict_mixture):
+    for call in (clone(fitted).fit, fitted.predict, fitted.predict_proba):
         with pytest.raises(ValueError, match="NaN"):
             call(holes)

@@ -410,7 +410,3 @@ class DeepDPM(DPMixture):
     def predict_proba(self, X):
         """Soft assignments (n, K) of the clustering network."""
         return self._soft(self._standardised(X)).numpy()
-
-    def predict_mixture(self, X):
-        """The most probable cluster of each row (n,) under the mixture behind the network."""
-        return super().predict_proba(X).argmax(1)

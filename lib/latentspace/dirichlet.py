@@ -94,9 +94,11 @@ def combine(first, second):
 
 
 def temper(stats, power):
-    """Statistics under the likelihood to the ``power`` in (0, 1]: each point counts ``power``.
+    """Statistics in which each point counts ``power``, in (0, 1].
 
-    This is what a coarsened posterior uses (Miller and Dunson 2019, power = a / (a + N)).
+    Likelihoods of them are those of the points to that power. After the coarsened posterior of
+    Miller and Dunson (2019), power = a / (a + N); they temper the likelihood alone, but counts
+    given to a prior on partitions shrink here as well.
     """
     if not 0 < power <= 1:
         raise ValueError(f"power must lie in (0, 1], got {power}")
@@ -151,7 +153,10 @@ def map_estimate(prior, stats):
 
 
 def map_weights(count, alpha):
-    """Weights (N_k + alpha / K) / (N + alpha) of K clusters with counts (K,): they sum to 1."""
+    """Weights (N_k + alpha / K) / (N + alpha) of K clusters with counts (K,): they sum to 1.
+
+    The posterior mean (not the mode) under a symmetric Dirichlet prior of total alpha.
+    """
     return (count + alpha / len(count)) / (count.sum() + alpha)
 
 

@@ -2,9 +2,9 @@
 
 The moves are the ones `deepdpm` uses. A cluster is divided into two halves, and the Hastings ratio
 of the two partitions decides; neighbouring clusters are joined by the inverse ratio. Two things go
-beyond the textbook, and neither needs labels: the scale of the prior is learned from the clusters
-themselves, and the posterior may be coarsened, so that a model that is only roughly right does not
-need ever more Gaussians as the data grow.
+beyond the textbook: the scale of the prior is learned from the clusters themselves, and the
+posterior may be coarsened, so that a model that is only roughly right does not need ever more
+Gaussians as the data grow.
 """
 
 import math
@@ -151,10 +151,11 @@ class DPMixture(ClusterMixin, BaseEstimator):
         The prior's scale matrix: learned from the clusters (`learn_prior`), or this multiple of
         the data's variances on the diagonal.
     coarsening : float > 0, optional
-        Number a of points that suffice to tell the model from the truth: the likelihood is raised
-        to the power a / (a + N), as though fewer than a points had been seen (Miller and Dunson
-        2019). None for the plain posterior. The default is ten points for each of the 66
-        parameters of a Gaussian in 10 dimensions.
+        Number a of points that suffice to tell the model from the truth: each point counts
+        a / (a + N), in the evidence and in the seats, as though fewer than a had been seen (our
+        heuristic after Miller and Dunson 2019). None for the plain posterior. K rises with a. The
+        default, ten points for each of the 66 parameters of a Gaussian in 10 dimensions, was set
+        with the scores of the book's data sets in sight: see chapter 12.
     neighbours : int
         Merges are tried with that many nearest clusters.
     max_iter : int
