@@ -7,7 +7,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from latentspace.augment import affine_matrices, random_affine, random_light, warp
+from latentspace.augment import (
+    affine_matrices,
+    colour_jitter,
+    random_affine,
+    random_crop,
+    random_light,
+    warp,
+)
 
 
 def images(*shape, seed=0):
@@ -119,3 +126,59 @@ def test_bad_ranges():
     for wrong in ({"brightness": -1.0}, {"contrast": 1.0}, {"contrast": -0.1}):
         with pytest.raises(ValueError, match="brightness"):
             random_light(x, seeded(), **wrong)
+
+
+# --- crops and colours ---
+
+
+def ramps(n, height, width):
+    """Images whose two channels are the coordinates, so that a crop tells where it is from."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    image = np.stack([x / width, y / height])
+    return torch.tensor(image, dtype=torch.float32).expand(n, -1, -1, -1)
+
+
+def test_crop_lies_inside_with_the_area_asked_for():
+    crops = random_crop(ramps(400, 64, 64), 16, (0.1, 0.4), seeded()).numpy()
+    middle = crops[:, :, 3:13, 3:13]  # away from the border, where the ramps are reflected
+    across, down = (
+        middle[:, 0, 0, -1] - middle[:, 0, 0, 0],
+        middle[:, 1, -1, 0] - middle[:, 1, 0, 0],
+    )
+    across, down = across * 16 / 9, down * 16 / 9
+    area = abs(across) * down
+    assert area.min() > 0.099 and area.max() < 0.401
+    assert area.min() < 0.12 and area.max() > 0.38
+    ratio = abs(across) / down
+    assert ratio.min() > 0.745 and ratio.max() < 1.34
+    assert 150 < (across < 0).sum() < 250  # mirrored
+    x, y = middle.mean((2, 3)).T
+    assert (x - abs(across) / 2 > -1e-6).all() and (x + abs(across) / 2 < 1 + 1e-6).all()
+    assert (y - down / 2 > -1e-6).all() and (y + down / 2 < 1 + 1e-6).all()
+    assert x.std() > 0.1 and y.std() > 0.1
+
+
+def test_whole_area_unflipped_is_the_image():
+    whole = torch.rand(1, 3, 8, 8, generator=seeded())
+    seeds = (random_crop(whole, 8, (1, 1), seeded(s), flip=False) for s in range(50))
+    # The ratio of the sides still varies; clipped to the image, one side stays whole.
+    assert min((crop - whole).abs().mean().item() for crop in seeds) < 0.02
+
+
+@pytest.mark.parametrize("area", [(0, 0.5), (0.5, 0.2), (0.5, 1.2)])
+def test_crop_bad_area(area):
+    with pytest.raises(ValueError, match="area"):
+        random_crop(torch.rand(1, 3, 8, 8), 4, area, seeded())
+
+
+def test_colour_jitter_is_of_each_image_and_stays_in_range():
+    x = torch.rand(300, 3, 4, 5, generator=seeded())
+    changed = colour_jitter(x, seeded(), grey=0.3)
+    assert changed.min() >= 0 and changed.max() <= 1
+    grey = ((changed - changed[:, :1]).abs() < 1e-6).flatten(1).all(1)
+    assert 60 < grey.sum() < 120
+    torch.testing.assert_close(colour_jitter(x, seeded(), 0, 0), x)
+    factors = changed.mean((1, 2, 3)) / x.mean((1, 2, 3))
+    assert factors.min() > 0.5 and factors.max() < 1.5 and factors.std() > 0.1
+    one_channel = colour_jitter(x[:, :1], seeded())
+    assert one_channel.shape == (300, 1, 4, 5)

@@ -1,4 +1,4 @@
-"""Codes, losses and views against linear programming, a convex solver and plain loops."""
+"""Codes and losses against linear programming, a convex solver and plain loops."""
 
 import math
 
@@ -13,9 +13,7 @@ from scipy.optimize import linprog, minimize
 from latentspace.prototypes import (
     Prototypes,
     Queue,
-    colour_jitter,
     nt_xent,
-    random_crop,
     sinkhorn,
     swapped_prediction,
 )
@@ -329,59 +327,3 @@ def test_queue_is_first_in_first_out():
     queue.push(torch.full((2, 9, 1), 7.0))  # a batch longer than the queue
     assert queue.rows.eq(7).all()
     assert set(queue.state_dict()) == {"rows", "count"}
-
-
-# --- views ---
-
-
-def ramps(n, height, width):
-    """Images whose two channels are the coordinates, so that a crop tells where it is from."""
-    y, x = np.mgrid[:height, :width] + 0.5
-    image = np.stack([x / width, y / height])
-    return torch.tensor(image, dtype=torch.float32).expand(n, -1, -1, -1)
-
-
-def test_crop_lies_inside_with_the_area_asked_for():
-    crops = random_crop(ramps(400, 64, 64), 16, (0.1, 0.4), seeded()).numpy()
-    middle = crops[:, :, 3:13, 3:13]  # away from the border, where the ramps are reflected
-    across, down = (
-        middle[:, 0, 0, -1] - middle[:, 0, 0, 0],
-        middle[:, 1, -1, 0] - middle[:, 1, 0, 0],
-    )
-    across, down = across * 16 / 9, down * 16 / 9
-    area = abs(across) * down
-    assert area.min() > 0.099 and area.max() < 0.401
-    assert area.min() < 0.12 and area.max() > 0.38
-    ratio = abs(across) / down
-    assert ratio.min() > 0.745 and ratio.max() < 1.34
-    assert 150 < (across < 0).sum() < 250  # mirrored
-    x, y = middle.mean((2, 3)).T
-    assert (x - abs(across) / 2 > -1e-6).all() and (x + abs(across) / 2 < 1 + 1e-6).all()
-    assert (y - down / 2 > -1e-6).all() and (y + down / 2 < 1 + 1e-6).all()
-    assert x.std() > 0.1 and y.std() > 0.1
-
-
-def test_whole_area_unflipped_is_the_image():
-    images = torch.rand(1, 3, 8, 8)
-    seeds = (random_crop(images, 8, (1, 1), seeded(s), flip=False) for s in range(50))
-    # The ratio of the sides still varies; clipped to the image, one side stays whole.
-    assert min((crop - images).abs().mean().item() for crop in seeds) < 0.02
-
-
-@pytest.mark.parametrize("area", [(0, 0.5), (0.5, 0.2), (0.5, 1.2)])
-def test_crop_bad_area(area):
-    with pytest.raises(ValueError, match="area"):
-        random_crop(torch.rand(1, 3, 8, 8), 4, area, seeded())
-
-
-def test_colour_jitter_is_of_each_image_and_stays_in_range():
-    images = torch.rand(300, 3, 4, 5)
-    moved = colour_jitter(images, seeded(), grey=0.3)
-    assert moved.min() >= 0 and moved.max() <= 1
-    grey = ((moved - moved[:, :1]).abs() < 1e-6).flatten(1).all(1)
-    assert 60 < grey.sum() < 120
-    torch.testing.assert_close(colour_jitter(images, seeded(), 0, 0), images)
-    factors = moved.mean((1, 2, 3)) / images.mean((1, 2, 3))
-    assert factors.min() > 0.5 and factors.max() < 1.5 and factors.std() > 0.1
-    one_channel = colour_jitter(images[:, :1], seeded())
-    assert one_channel.shape == (300, 1, 4, 5)

@@ -1,7 +1,8 @@
 """Random transformations of image batches: what a clustering should not notice.
 
 Every image of a batch gets its own draw from one torch.Generator. `random_affine` rotates, scales,
-crops and shifts in one interpolation, `random_light` changes brightness and contrast.
+crops and shifts in one interpolation, `random_light` changes brightness and contrast: small changes
+of a whole image. `random_crop` and `colour_jitter` are the stronger ones of contrastive learning.
 """
 
 import math
@@ -9,7 +10,17 @@ import math
 import torch
 import torch.nn.functional as F
 
-__all__ = ["affine_matrices", "random_affine", "random_light", "warp"]
+__all__ = [
+    "GREY",
+    "affine_matrices",
+    "colour_jitter",
+    "random_affine",
+    "random_crop",
+    "random_light",
+    "warp",
+]
+
+GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
 
 
 def random_affine(images, generator, *, degrees=0.0, scale=(1.0, 1.0), shift=0.0, border="zeros"):
@@ -94,6 +105,68 @@ def random_light(images, generator, *, brightness=0.0, contrast=0.0):
     mean = images.mean((1, 2, 3), keepdim=True)
     factor = torch.exp(-math.log1p(-contrast) * draw[1])
     return (mean + factor * (images - mean) + brightness * draw[0]).clamp(0, 1)
+
+
+def random_crop(images, size, area, generator, flip=True):
+    """Cut a random rectangle out of each image and resize it to ``size`` pixels square.
+
+    Parameters
+    ----------
+    images : Tensor (n, channels, height, width)
+    size : int
+    area : (float, float)
+        Least and largest share of the image's area, 0 < least <= largest <= 1. The ratio of the
+        sides is drawn between 3/4 and 4/3, and a side is never longer than the image's.
+    generator : torch.Generator on the images' device
+    flip : bool
+        Mirror half of the crops.
+
+    Returns
+    -------
+    Tensor (n, channels, size, size), by bilinear interpolation.
+    """
+    least, largest = area
+    if not 0 < least <= largest <= 1:
+        raise ValueError(f"area must satisfy 0 < least <= largest <= 1, got {area}")
+    n = len(images)
+    u = torch.rand(5, n, generator=generator, device=images.device)
+    share = least + (largest - least) * u[0]
+    ratio = torch.exp((2 * u[1] - 1) * math.log(4 / 3))
+    # In the units of affine_grid the image is [-1, 1] x [-1, 1]: a side is its half width.
+    wide, high = ((share * r).sqrt().clamp(max=1) for r in (ratio, 1 / ratio))
+    right, down = (1 - wide) * (2 * u[2] - 1), (1 - high) * (2 * u[3] - 1)
+    mirrored = torch.where((u[4] < 0.5) & flip, -wide, wide)
+    zero = torch.zeros_like(wide)
+    theta = torch.stack([mirrored, zero, right, zero, high, down], 1).view(n, 2, 3)
+    grid = F.affine_grid(theta, [n, images.shape[1], size, size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def colour_jitter(images, generator, strength=0.4, grey=0.2):
+    """Change each image's brightness, contrast and saturation at random; make some grey.
+
+    Parameters
+    ----------
+    images : Tensor (n, 1 or 3, height, width) in [0, 1]
+    generator : torch.Generator on the images' device
+    strength : float in [0, 1]
+        Factors are drawn between 1 - strength and 1 + strength.
+    grey : float in [0, 1]
+        Share of colour images that lose their colour.
+    """
+    n, device = len(images), images.device
+    factors = 1 + strength * (2 * torch.rand(3, n, generator=generator, device=device) - 1)
+    brightness, contrast, saturation = factors[..., None, None, None]
+    images = images * brightness
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    if images.shape[1] == 3:
+        colourless = torch.rand(n, generator=generator, device=device) < grey
+        saturation = torch.where(colourless[:, None, None, None], 0, saturation)
+        luminance = images.new_tensor(GREY)[:, None, None]
+        luminance = (images * luminance).sum(1, keepdim=True)
+        images = luminance + (images - luminance) * saturation
+    return images.clamp(0, 1)
 
 
 def _check_images(images):

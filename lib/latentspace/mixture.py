@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-GREY = (0.299, 0.587, 0.114)  # luma of red, green and blue (ITU-R BT.601)
-
+from latentspace.augment import GREY
 
 # --- from scores to cluster distributions -------------------------------------------------------
 

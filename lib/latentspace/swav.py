@@ -14,12 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import distributed, nn
 from torchvision.models import VisionTransformer
 
+from latentspace.augment import colour_jitter, random_crop
 from latentspace.backbones import classifier
 from latentspace.prototypes import (
     Prototypes,
     Queue,
-    colour_jitter,
-    random_crop,
     sinkhorn,
     swapped_prediction,
 )
