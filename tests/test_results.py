@@ -105,6 +105,21 @@ def test_scales(project):
     assert len(results.load("02_deepkde", scale="paper")) == 1
 
 
+def test_arrays(project):
+    points = {"b": np.arange(6.0).reshape(3, 2), "c": np.ones(2, dtype=np.float16)}
+    path = results.save_arrays("02_deepkde", "figure", **points)
+    assert path == project / "book" / "results" / "02_deepkde.figure.npz"
+    back = results.load_arrays("02_deepkde", "figure")
+    assert back.keys() == points.keys()
+    for name in points:
+        np.testing.assert_array_equal(back[name], points[name], strict=True)
+    assert results.save_arrays("02_deepkde", "smoke", **points) is None
+    with pytest.raises(FileNotFoundError, match="paper.npz"):
+        results.load_arrays("02_deepkde", "paper")
+    with pytest.raises(ValueError, match="no array"):
+        results.save_arrays("02_deepkde", "figure")
+
+
 def test_outside_the_project_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert results.save("02_deepkde", [make()]) is None

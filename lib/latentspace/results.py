@@ -6,9 +6,11 @@ A record belongs to one metric of one row of one table or figure::
            paper=0.94, ours=[0.93, 0.95], setting="MNIST, d = 10", seconds=41.0)
 
 `save` writes a chapter's records to ``book/results/<chapter>.json``, from where the
-scoreboard page reads them; `table` shows them below the cell that measured them.
+scoreboard page reads them; `table` shows them below the cell that measured them. `save_arrays`
+keeps what a long run drew beside its records, so that a chapter can draw it without that run.
 """
 
+import io
 import json
 import math
 import os
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 Record = dict[str, Any]
@@ -115,14 +118,8 @@ def save(chapter: str, records: Iterable[Record], scale: str = "published") -> P
         is no record, or two records describe the same number.
     """
     records = _validated(records)
-    file_name = _file_name(chapter, scale)
-    root = _project_root()
-    if scale == "smoke" or root is None:
-        return None
-    folder = root / "book" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"records": records}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return _write_atomically(folder / file_name, text)
+    return _store(_file_name(chapter, scale), scale, text.encode())
 
 
 def load(chapter: str, scale: str = "published") -> list[Record]:
@@ -132,14 +129,29 @@ def load(chapter: str, scale: str = "published") -> list[Record]:
     ------
     FileNotFoundError : the chapter has not been run at this scale, or this is not the project.
     """
-    file_name = _file_name(chapter, scale)
-    root = _project_root()
-    if root is None:
-        raise FileNotFoundError(f"{Path.cwd()} is not in the project: no _config.yml beside book/")
-    path = root / "book" / "results" / file_name
-    if not path.exists():
-        raise FileNotFoundError(f"no results of {chapter} at scale {scale!r}: {path} is missing")
-    return read(path)
+    return read(_stored(_file_name(chapter, scale)))
+
+
+def save_arrays(chapter: str, scale: str, **arrays: "np.ndarray") -> Path | None:
+    """Write named arrays beside the records of a run, as ``<chapter>.<scale>.npz``.
+
+    Where `save` writes nothing, neither does this. ValueError for a malformed name or no array.
+    """
+    import numpy as np
+
+    if not arrays:
+        raise ValueError("there is no array to save")
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return _store(_file_name(chapter, scale, "npz"), scale, content.getvalue())
+
+
+def load_arrays(chapter: str, scale: str) -> dict[str, "np.ndarray"]:
+    """Read what `save_arrays` wrote; FileNotFoundError as in `load`."""
+    import numpy as np
+
+    with np.load(_stored(_file_name(chapter, scale, "npz")), allow_pickle=False) as file:
+        return dict(file)
 
 
 def read(path: Path) -> list[Record]:
@@ -249,12 +261,31 @@ def _validated(records: Iterable[Record]) -> list[Record]:
     return [{field: entry[field] for field in FIELDS} for entry in records]
 
 
-def _file_name(chapter: str, scale: str) -> str:
+def _file_name(chapter: str, scale: str, ending: str = "json") -> str:
     if not _CHAPTER.fullmatch(chapter):
         raise ValueError(f"a chapter is named like '02_deepkde', not {chapter!r}")
     if not _SCALE.fullmatch(scale):
         raise ValueError(f"a scale is named like 'published' or 'paper', not {scale!r}")
-    return f"{chapter}.json" if scale == "published" else f"{chapter}.{scale}.json"
+    return f"{chapter}.{ending}" if scale == "published" else f"{chapter}.{scale}.{ending}"
+
+
+def _store(file_name: str, scale: str, content: bytes) -> Path | None:
+    root = _project_root()
+    if scale == "smoke" or root is None:
+        return None
+    folder = root / "book" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write_atomically(folder / file_name, content)
+
+
+def _stored(file_name: str) -> Path:
+    root = _project_root()
+    if root is None:
+        raise FileNotFoundError(f"{Path.cwd()} is not in the project: no _config.yml beside book/")
+    path = root / "book" / "results" / file_name
+    if not path.exists():
+        raise FileNotFoundError(f"that run is not stored: {path} is missing")
+    return path
 
 
 def _project_root() -> Path | None:
@@ -265,11 +296,11 @@ def _project_root() -> Path | None:
     return None
 
 
-def _write_atomically(path: Path, text: str) -> Path:
+def _write_atomically(path: Path, content: bytes) -> Path:
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(content)
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except BaseException:
