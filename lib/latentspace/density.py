@@ -1,7 +1,7 @@
 """Shape a space to a chosen density: kernel estimates, Gaussian-mixture targets, DeepKDE.
 
 Equations are numbered as in the DeepKDE paper; "corrected" marks those whose printed form does
-not hold (the book's errata page, K1 to K13, shows each with numbers).
+not hold (the book's errata page, K1 to K15, shows each with numbers).
 """
 
 import math
