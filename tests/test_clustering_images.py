@@ -10,13 +10,13 @@ import torch
 from scipy.special import log_expit, softmax
 from scipy.stats import t
 
-from latentspace.mixture import (
+from latentspace.networks import convnet
+from latentspace.relevance import (
     consistency_loss,
     em_loss,
     normalize_relevance,
     sharpened_posterior,
 )
-from latentspace.neural_mixture import convnet
 
 # Table 4.3, ACC and NMI in % of STL-10, CIFAR-10, CIFAR-100, MNIST; None where it prints a dash.
 DEC = [35.9, 27.6, 30.1, 25.7, 18.5, 13.6, 84.3, 77.2]

@@ -32,7 +32,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentspace import data, sources
+from latentspace import data
+from latentspace.data import sources
+from latentspace.data.__main__ import main
 
 PROJECT = Path(__file__).parents[1]
 REAL_HOME = os.environ.get("LATENTSPACE_DATA")
@@ -660,7 +662,7 @@ def test_image_list_follows_imagenet():
 
 def test_image_list_is_packaged():
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = settings.get("package-data", {}).get("latentspace", [])
+    patterns = settings.get("package-data", {}).get("latentspace.data", [])
     assert any(Path("imagenet-sample.sha256").match(pattern) for pattern in patterns)
 
 
@@ -669,7 +671,8 @@ def test_two_processes_fetch_once(server, home):
     server.delay = 1.0
     code = f"""
 import sys
-from latentspace import data, sources
+from latentspace import data
+from latentspace.data import sources
 sources.IMAGENET_SAMPLE = {server.url!r}
 sources._imagenet_sha256 = lambda: { ({n: sha256(server.files[n]) for n in sorted(IMAGES)})!r}
 print("ready", flush=True)
@@ -828,7 +831,7 @@ TORCHVISION = {
 def test_torchvision_sets(server, patch, home, name):
     kind, serve, fifth = TORCHVISION[name]
     expected = serve(server, patch, kind)
-    assert data.SETS[name].splits == tuple(expected)
+    assert sources.SETS[name].splits == tuple(expected)
     for split, (x, y) in expected.items():
         got = data.load(name, split)
         np.testing.assert_array_equal(got.x, x)
@@ -970,7 +973,7 @@ def test_fingerprint():
 def test_the_table_lists_every_set(home, capsys):
     put(home, "usps", "train", x=X5, y=Y5)
     put(home, "usps-umap", "all", x=EMBEDDING, y=LABELS)
-    assert data.main([]) == 0
+    assert main([]) == 0
     out = capsys.readouterr().out
     assert str(home) in out
     rows = {line.split()[0]: line for line in out.splitlines()[3:]}
@@ -985,7 +988,7 @@ def test_the_table_lists_every_set(home, capsys):
 
 
 def test_every_set_is_described():
-    for name, source in data.SETS.items():
+    for name, source in sources.SETS.items():
         assert source.licence and source.home and source.splits
         assert bool(source.make) != bool(source.fetch)
         assert bool(source.megabytes) == bool(source.fetch), name
@@ -993,14 +996,14 @@ def test_every_set_is_described():
 
 def test_every_citation_is_in_the_bibliography():
     bibliography = (PROJECT / "book" / "references.bib").read_text("utf-8")
-    for name, source in data.SETS.items():
+    for name, source in sources.SETS.items():
         assert f"{{{source.cite}," in bibliography or name == "colour-shapes", source.cite
 
 
 def test_fetching_by_name(deepdpm, home, capfd):
     serve_umap(deepdpm, "usps-umap")
     serve_umap(deepdpm, "mnist-umap")
-    assert data.main(["moons", "usps-umap", "mnist-umap"]) == 0
+    assert main(["moons", "usps-umap", "mnist-umap"]) == 0
     out, err = capfd.readouterr()
     assert str(home / "usps-umap" / "all.npz") in out and "moons/val: embedded" in out
     assert "100%" in err  # the progress bar
@@ -1009,13 +1012,13 @@ def test_fetching_by_name(deepdpm, home, capfd):
 
 def test_split_option(server, patch, home, capsys):
     serve_svhn(server, patch, "SVHN")
-    assert data.main(["svhn", "--split", "test"]) == 0
+    assert main(["svhn", "--split", "test"]) == 0
     assert left_behind(home) == ["test.npz"] and server.requests == ["test"]
 
 
 def test_one_failure_does_not_stop_the_rest(deepdpm, home, monkeypatch, no_wait, capsys):
     serve_umap(deepdpm, "usps-umap")
-    assert data.main(["mnist-umap", "usps-umap"]) == 1  # the first is not on the server
+    assert main(["mnist-umap", "usps-umap"]) == 1  # the first is not on the server
     assert "error: mnist-umap/all.npz" in capsys.readouterr().err
     assert left_behind(home) == ["all.npz"]
 
@@ -1029,7 +1032,7 @@ def test_one_failure_does_not_stop_the_rest(deepdpm, home, monkeypatch, no_wait,
 )
 def test_wrong_names_exit_with_2_before_anything_is_fetched(server, home, capsys, argv, message):
     with pytest.raises(SystemExit) as caught:
-        data.main(argv)
+        main(argv)
     assert caught.value.code == 2 and message in capsys.readouterr().err
     assert not home.exists()
 

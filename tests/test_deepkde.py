@@ -12,10 +12,10 @@ from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from latentspace.checkpoints import seed_of
 from latentspace.data import moons
 from latentspace.deepkde import DeepKDE
-from latentspace.density import Autoencoder
+from latentspace.networks import Autoencoder
+from latentspace.training.checkpoints import seed_of
 
 SMALL = {"hidden": (8,), "epochs": 3, "batch_size": 60, "random_state": 0, "device": "cpu"}
 IRIS = load_iris()

@@ -20,8 +20,7 @@ from scipy.integrate import quad
 from scipy.stats import chi, gaussian_kde, multivariate_normal, norm
 
 from latentspace.density import (
-    Autoencoder,
-    GaussianMixture,
+    TargetMixture,
     centre_loss,
     hyperplane_loss,
     js_divergence,
@@ -31,6 +30,7 @@ from latentspace.density import (
     reconstruction_loss,
     scott_bandwidth,
 )
+from latentspace.networks import Autoencoder
 
 LIB = Path(__file__).parent.parent / "lib"
 
@@ -256,7 +256,7 @@ def test_there_is_no_second_derivative():
 
 
 def mixture_sample(n, d, seed=0, dtype=torch.float32):
-    return GaussianMixture.on_axes(d, d).sample(n, generator(seed)).to(dtype)
+    return TargetMixture.on_axes(d, d).sample(n, generator(seed)).to(dtype)
 
 
 N = 2000
@@ -426,7 +426,7 @@ def torch_mixture(centres):
 
 def test_mixture_log_density_matches_torch_distributions():
     z = normal(50, 3) * 4
-    mixture = GaussianMixture(CENTRES)
+    mixture = TargetMixture(CENTRES)
     torch.testing.assert_close(mixture.log_density(z), torch_mixture(CENTRES).log_prob(z))
     joint = [
         multivariate_normal(c.numpy()).logpdf(z.numpy()) - math.log(4) for c in CENTRES.unbind()
@@ -436,13 +436,13 @@ def test_mixture_log_density_matches_torch_distributions():
 
 
 def test_mixture_sample_has_the_mixtures_moments():
-    sample = GaussianMixture(CENTRES).sample(200_000, generator(5))
+    sample = TargetMixture(CENTRES).sample(200_000, generator(5))
     mean = CENTRES.mean(0)
     covariance = torch.eye(3).double() + (CENTRES - mean).T @ (CENTRES - mean) / 4
     assert sample.dtype == torch.float64
     torch.testing.assert_close(sample.mean(0), mean, atol=0.03, rtol=0)
     torch.testing.assert_close(sample.T.cov(), covariance, atol=0.12, rtol=0)
-    again = GaussianMixture(CENTRES).sample(200_000, generator(5))
+    again = TargetMixture(CENTRES).sample(200_000, generator(5))
     assert torch.equal(sample, again)
 
 
@@ -452,7 +452,7 @@ def test_entropy_matches_quadrature_also_when_components_overlap(centres):
         return np.mean([norm.pdf(z, c) for c in centres])
 
     expected, _ = quad(lambda z: -density(z) * math.log(density(z)), -9, 15, limit=200)
-    mixture = GaussianMixture(torch.tensor(centres)[:, None])
+    mixture = TargetMixture(torch.tensor(centres)[:, None])
     assert mixture.entropy() == pytest.approx(expected, abs=0.01)
     assert mixture.entropy(n=200_000, seed=3) == pytest.approx(expected, abs=0.003)
 
@@ -462,23 +462,23 @@ def test_entropy_in_the_plane_matches_a_grid():
     axis = torch.arange(-8, 10, 0.05, dtype=torch.float64)
     log_p = torch_mixture(centres).log_prob(torch.cartesian_prod(axis, axis))
     expected = -(log_p.exp() * log_p).sum().item() * 0.05**2
-    assert GaussianMixture(centres).entropy() == pytest.approx(expected, abs=0.01)
+    assert TargetMixture(centres).entropy() == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("d", [1, 2, 10])
 def test_entropy_in_closed_form(d):
     one = d / 2 * math.log(2 * math.pi * math.e)
-    assert GaussianMixture.on_axes(1, d, 0.0).entropy() == pytest.approx(one)
-    assert GaussianMixture.on_axes(d, d, 50.0).entropy() == pytest.approx(one + math.log(d))
+    assert TargetMixture.on_axes(1, d, 0.0).entropy() == pytest.approx(one)
+    assert TargetMixture.on_axes(d, d, 50.0).entropy() == pytest.approx(one + math.log(d))
 
 
 def test_bad_targets():
     for centres in (torch.zeros(3), torch.zeros(0, 2), torch.tensor([[math.nan]])):
         with pytest.raises(ValueError, match="centres must be"):
-            GaussianMixture(centres)
+            TargetMixture(centres)
     for k, d in [(3, 2), (0, 2)]:
         with pytest.raises(ValueError, match="do not fit"):
-            GaussianMixture.on_axes(k, d)
+            TargetMixture.on_axes(k, d)
 
 
 # --- the terms of the loss ---
@@ -629,7 +629,7 @@ class TestK1:
 
     def test_optimum_is_the_targets_entropy_and_not_zero(self):
         loss = js_loss(normal(4000, 2, 1), normal(4000, 2, 2), scott_bandwidth(4000, 2))
-        assert GaussianMixture(torch.zeros(1, 2)).entropy() == pytest.approx(2.838, abs=1e-3)
+        assert TargetMixture(torch.zeros(1, 2)).entropy() == pytest.approx(2.838, abs=1e-3)
         assert loss.item() == pytest.approx(2.838, abs=0.1)
 
 
@@ -693,7 +693,7 @@ def test_k3_mean_of_the_log_and_not_log_of_the_mean():
 
 def cluster_loss(n, d, sigma, leave_one_out, seed):
     """js_loss of clusters ``scale`` times as wide as the target's, as a function of the scale."""
-    target = GaussianMixture.on_axes(d, d)
+    target = TargetMixture.on_axes(d, d)
     source = generator(seed)
     centres = target.centres[torch.randint(d, (n,), generator=source)]
     noise, draws = torch.randn(n, d, generator=source), target.sample(n, source)
@@ -743,13 +743,13 @@ class TestK4:
         ("components", "d", "share"), [(1, 2, 0.004), (1, 10, 0.916), (10, 10, 0.994)]
     )
     def test_share_of_the_self_kernel(self, components, d, share):
-        target = GaussianMixture.on_axes(components, d, 6.0 if components > 1 else 0.0)
+        target = TargetMixture.on_axes(components, d, 6.0 if components > 1 else 0.0)
         z = target.sample(10_000, generator())
         assert self.median_share(z, scott_bandwidth(10_000, d)) == pytest.approx(share, rel=0.1)
 
     def test_printed_estimate_is_flat(self):
         """Ten Gaussians: a mean of -11.8 against the true -16.5, and hardly any spread."""
-        target = GaussianMixture.on_axes(10, 10)
+        target = TargetMixture.on_axes(10, 10)
         z = target.sample(10_000, generator())
         h = scott_bandwidth(10_000, 10)
         some = torch.arange(1000)
@@ -791,7 +791,7 @@ class TestK5:
         assert scott_bandwidth(10_000, 10) == pytest.approx(0.5179, abs=1e-4)
 
     def test_global_sigma_estimates_worse_in_the_plane(self):
-        z, truth = mixture_sample(4000, 2), -GaussianMixture.on_axes(2, 2).entropy()
+        z, truth = mixture_sample(4000, 2), -TargetMixture.on_axes(2, 2).entropy()
         component, whole = (
             abs(mean_log_density(z, z, scott_bandwidth(4000, 2, sigma), True).item() - truth)
             for sigma in (1.0, z.std(0).mean().item())
@@ -809,7 +809,7 @@ def test_k6_threshold_and_bayes_accuracy():
     assert chi(10).mean() == pytest.approx(3.084, abs=1e-3)
     assert chi(10).ppf(0.95) == pytest.approx(4.279, abs=1e-3)
     assert chi(2).ppf(0.99) == pytest.approx(3.03, abs=0.01)
-    centres = GaussianMixture.on_axes(10, 10).centres
+    centres = TargetMixture.on_axes(10, 10).centres
     assert (centres[0] - centres[1]).norm().item() / 2 == pytest.approx(4.243, abs=1e-3)
 
     # Nearest centre is right when the own coordinate is the largest of ten.
@@ -818,7 +818,7 @@ def test_k6_threshold_and_bayes_accuracy():
 
     assert accuracy(2) == pytest.approx(0.99999, abs=2e-6)
     assert accuracy(10) == pytest.approx(0.99990, abs=5e-6)
-    target = GaussianMixture.on_axes(10, 10)
+    target = TargetMixture.on_axes(10, 10)
     source = generator()
     labels = torch.randint(10, (200_000,), generator=source)
     z = target.centres[labels] + torch.randn(200_000, 10, generator=source)
@@ -914,13 +914,13 @@ def test_k10_k11_autoencoder_of_table_1(column):
 
 def test_k13_centres_at_six_times_the_unit_vectors():
     """The text puts the centres "on the unit vectors"; such components would overlap."""
-    assert torch.equal(GaussianMixture.on_axes(2, 3).centres, torch.eye(2, 3) * 6)
+    assert torch.equal(TargetMixture.on_axes(2, 3).centres, torch.eye(2, 3) * 6)
     source = generator()
     labels = torch.randint(10, (20_000,), generator=source)
     noise = torch.randn(20_000, 10, generator=source)
 
     def accuracy(radius):
-        target = GaussianMixture.on_axes(10, 10, radius)
+        target = TargetMixture.on_axes(10, 10, radius)
         predicted = target.log_joint(target.centres[labels] + noise).argmax(1)
         return (predicted == labels).double().mean().item()
 

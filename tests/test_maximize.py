@@ -6,6 +6,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+from latentspace.images import sobel
 from latentspace.maximize import (
     colour_covariance,
     gaussian_blur,
@@ -13,7 +14,6 @@ from latentspace.maximize import (
     total_variation,
     unit_score,
 )
-from latentspace.mixture import sobel
 
 FREE = {"limits": (-100.0, 100.0)}
 

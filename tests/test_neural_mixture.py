@@ -13,10 +13,11 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from latentspace.checkpoints import seed_of
-from latentspace.mixture import RelevanceNorm
-from latentspace.neural_mixture import NeuralMixture, convnet, em_step, mlp, two_fold_step
+from latentspace.networks import convnet, mlp
+from latentspace.neural_mixture import NeuralMixture, em_step, two_fold_step
+from latentspace.relevance import RelevanceNorm
 from latentspace.training import batches, fit
+from latentspace.training.checkpoints import seed_of
 
 SMALL = {"n_clusters": 3, "hidden": (8,), "epochs": 3, "batch_size": 31, "device": "cpu"}
 SMALL |= {"random_state": 0}

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from latentspace.augment import random_affine
-from latentspace.backbones import classifier, random_shift
+from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
-from latentspace.mixture import RelevanceNorm
-from latentspace.neural_mixture import NeuralMixture, convnet, two_fold_step
-from latentspace.sources import SETS
+from latentspace.images import random_affine, random_shift
+from latentspace.networks import classifier, convnet
+from latentspace.neural_mixture import NeuralMixture, two_fold_step
+from latentspace.relevance import RelevanceNorm
 from latentspace.swav import SwAV
 from latentspace.training import fit
 

@@ -13,8 +13,9 @@ import torch
 from sklearn.base import clone
 
 from latentspace import data
+from latentspace.images import image_tensor
 from latentspace.metrics import nmi
-from latentspace.swav import Network, SwAV, image_tensor, usage, views
+from latentspace.swav import Network, SwAV, usage, views
 
 HELPERS = Path(__file__).parent / "helpers"
 IMAGES = data.load("colour-shapes", "test")

@@ -15,8 +15,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from latentspace import checkpoints, progress, training
-from latentspace.training import batches, fit, pick_device, predict, seed_everything
+from latentspace.training import (
+    batches,
+    checkpoints,
+    fit,
+    pick_device,
+    predict,
+    progress,
+    seed_everything,
+)
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -227,7 +234,7 @@ def test_half_precision_scales_and_unscales(monkeypatch, tmp_path):
         return lambda: half, torch.amp.GradScaler("cpu", init_scale=256, enabled=mixed_precision)
 
     full, _ = train(epochs=6, clip_norm=0.5, mixed_precision=True)  # ignored on the CPU
-    monkeypatch.setattr(training, "_precision", precision)
+    monkeypatch.setattr(loop, "_precision", precision)
     model, _ = train(epochs=6, clip_norm=0.5, mixed_precision=True)
     assert not same(model, full)
     for a, b in zip(model.parameters(), full.parameters(), strict=True):

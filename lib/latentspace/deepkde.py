@@ -17,8 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from latentspace.density import (
-    Autoencoder,
-    GaussianMixture,
+    TargetMixture,
     centre_loss,
     hyperplane_loss,
     js_divergence,
@@ -26,7 +25,10 @@ from latentspace.density import (
     reconstruction_loss,
     scott_bandwidth,
 )
+from latentspace.networks import Autoencoder
 from latentspace.training import batches, fit, pick_device
+
+__all__ = ["DeepKDE"]
 
 
 class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
@@ -63,7 +65,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     ----------
     classes_ : array (k,)
     network_ : Autoencoder, in double precision and evaluation mode
-    target_ : GaussianMixture
+    target_ : TargetMixture
     centres_ : array (k, d), the class centres (mixture target only)
     history_ : DataFrame, one row an epoch: loss, pdf, js, cluster, reconstruction
     n_iter_ : int
@@ -126,7 +128,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             torch.manual_seed(seed)
             network = Autoencoder(X.shape[1], d, self.hidden)
         mixture = self.target == "mixture"
-        self.target_ = GaussianMixture.on_axes(
+        self.target_ = TargetMixture.on_axes(
             k if mixture else 1, d, self.radius * mixture, device
         )
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
@@ -149,7 +151,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         )
         self.n_iter_ = self.epochs
         self.network_ = network.cpu().double().eval()
-        self.target_ = GaussianMixture(self.target_.centres.cpu())
+        self.target_ = TargetMixture(self.target_.centres.cpu())
         if mixture:
             self.centres_ = self.target_.centres.double().numpy()
         self._n_features_out = d

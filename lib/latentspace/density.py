@@ -10,8 +10,12 @@ from functools import cache
 from threading import Barrier
 
 import torch
-from torch import nn
 from torch.autograd.function import once_differentiable
+
+__all__ = [
+    "TargetMixture", "centre_loss", "hyperplane_loss", "js_divergence", "js_loss", "log_density",
+    "mean_log_density", "reconstruction_loss", "scott_bandwidth",
+]  # fmt: skip
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -228,7 +232,7 @@ class _MeanLogDensity(torch.autograd.Function):
 # --- targets --------------------------------------------------------------------------------------
 
 
-class GaussianMixture:
+class TargetMixture:
     """A mixture of unit-covariance Gaussians with equal weights: the density to be reached.
 
     Parameters
@@ -368,34 +372,3 @@ def _check_labels(labels, n, k):
         raise ValueError(f"labels must be an int64 tensor ({n},), got {tuple(labels.shape)}")
     if labels.max() >= k or labels.min() < 0:
         raise ValueError(f"labels must lie between 0 and {k - 1}")
-
-
-class Autoencoder(nn.Module):
-    """Table 1 of DeepKDE: blocks Linear-BatchNorm-PReLU, a Linear layer into and out of the latent
-    space; the decoder mirrors the encoder and ends in the input's width (K10, K11).
-
-    Parameters
-    ----------
-    n_features, latent_dim : int
-        Widths D and d.
-    hidden : sequence of int
-        Widths of the encoder's blocks, (8, 32, 8) for the moons.
-    """
-
-    def __init__(self, n_features, latent_dim, hidden):
-        super().__init__()
-        self.encoder = _stack([n_features, *hidden], latent_dim)
-        self.decoder = _stack([latent_dim, *reversed(hidden)], n_features)
-
-    def forward(self, x):
-        """Latent points (n, d) and reconstructions (n, D) of ``x`` (n, D)."""
-        latent = self.encoder(x)
-        return latent, self.decoder(latent)
-
-
-def _stack(widths, last):
-    blocks = [
-        nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU())
-        for a, b in zip(widths, widths[1:], strict=False)
-    ]
-    return nn.Sequential(*blocks, nn.Linear(widths[-1], last))

@@ -7,7 +7,6 @@ that are to be trained are in `latentspace.backbones`.
 """
 
 import hashlib
-import os
 import time
 import warnings
 
@@ -16,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentspace.data import data_home, fingerprint
-from latentspace.progress import Line
+from latentspace.data import data_home
+from latentspace.files import fingerprint, replacing
 from latentspace.training import pick_device, predict
+from latentspace.training.progress import Line
 
 __all__ = ["Extractor", "extract", "extractor"]
 
@@ -221,14 +221,9 @@ def _write(path, features):
     """Keep the features; a file appears under its name only when it is complete."""
     if path is None:
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with replacing(path) as file:
             np.save(file, features)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:  # what took an hour to compute is worth more than its copy
-        part.unlink(missing_ok=True)
         warnings.warn(f"features are not kept in {path.parent}: {error}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""Neural mixture EM as training steps, as networks and as one estimator."""
+"""Neural mixture EM as training steps and as one estimator."""
 
 import numpy as np
 import torch
@@ -7,15 +7,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
-from latentspace.mixture import (
+from latentspace.networks import convnet, mlp
+from latentspace.relevance import (
     RelevanceNorm,
     consistency_loss,
     em_loss,
     normalize_relevance,
     sharpened_posterior,
-    sobel,
 )
 from latentspace.training import batches, fit, pick_device, predict
+
+__all__ = ["NeuralMixture", "em_step", "two_fold_step"]
 
 # --- training steps -----------------------------------------------------------------------------
 
@@ -88,58 +90,6 @@ def two_fold_step(em_optimizer, augment, gamma=5.0):
         return {"loss": loss, "em": em.detach()}
 
     return step
-
-
-# --- networks -----------------------------------------------------------------------------------
-
-
-def mlp(n_features, n_clusters, hidden=(32, 32)):
-    """Fully connected network with ReLU from vectors to scores (thesis 4.5.1: 2-32-32-10)."""
-    widths = [n_features, *hidden]
-    layers = [
-        layer
-        for i in range(len(hidden))
-        for layer in (nn.Linear(widths[i], widths[i + 1]), nn.ReLU())
-    ]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], n_clusters))
-
-
-def convnet(plan, size, n_clusters):
-    """Convolutional network from images to scores, with Sobel derivatives as its input.
-
-    Parameters
-    ----------
-    plan : str
-        In the notation of the thesis's Table 4.2: ``"C64 M C128 M C256 F32"``, for MNIST, is a
-        convolution to 64 planes (3 x 3, same size, ReLU), maximum over 2 x 2, ..., a dense layer
-        of 32 with ReLU. The dense layer of scores is added to it.
-    size : (height, width) of the images, which have 1 or 3 channels
-    n_clusters : int
-    """
-    layers, planes, flat = [_Sobel()], 2, False
-    for item in plan.split():
-        kind, width = item[0], int(item[1:] or 0)
-        if kind == "C" and width and not flat:
-            layers += [nn.Conv2d(planes, width, 3, padding=1), nn.ReLU()]
-            planes = width
-        elif kind == "M" and not flat and min(size) >= 2:
-            layers += [nn.MaxPool2d(2)]
-            size = [side // 2 for side in size]
-        elif kind == "F" and width:
-            inputs = planes if flat else planes * size[0] * size[1]
-            layers += [] if flat else [nn.Flatten()]
-            layers += [nn.Linear(inputs, width), nn.ReLU()]
-            planes, flat = width, True
-        else:
-            raise ValueError(f"{item!r} in the plan {plan!r} cannot be built for this image size")
-    inputs = planes if flat else planes * size[0] * size[1]
-    layers += [] if flat else [nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(inputs, n_clusters))
-
-
-class _Sobel(nn.Module):
-    def forward(self, images):
-        return sobel(images)
 
 
 # --- the estimator ------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ A record belongs to one metric of one row of one table or figure::
     record(document="DeepKDE", item="Fig. 3", row="after", metric="accuracy",
            paper=0.94, ours=[0.93, 0.95], setting="MNIST, d = 10", seconds=41.0)
 
-`save` writes a chapter's records to ``book/results/<chapter>.json``, from where the
-scoreboard page reads them; `table` shows them below the cell that measured them. `save_arrays`
+A `Recorder` collects a chapter's records, shows them below the cells that measured them, and keeps
+them in ``book/results/<chapter>.json``, from where the scoreboard page reads them. `save_arrays`
 keeps what a long run drew beside its records, so that a chapter can draw it without that run.
 """
 
@@ -17,11 +17,12 @@ import os
 import re
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from latentspace import runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+__all__ = [
+    "FIELDS", "Record", "Recorder", "display_row", "load", "load_arrays", "mean_std", "read",
+    "record", "save", "save_arrays", "stored", "table",
+]  # fmt: skip
+
 FIELDS = (
     "document", "item", "row", "metric", "paper", "mean", "std", "n_seeds", "values",
     "higher_is_better", "setting", "seconds", "device", "data", "versions",
 )  # fmt: skip
 _KEY = ("document", "item", "row", "metric", "setting")
-_CHAPTER = re.compile(r"\d\d_[a-z0-9_]+")
-_SCALE = re.compile(r"[a-z]+")
 
 
 def record(
@@ -104,38 +108,44 @@ def record(
     }
 
 
-def save(chapter: str, records: Iterable[Record], scale: str = "published") -> Path | None:
-    """Write the records of a chapter to ``book/results`` and return the file's path.
+def save(
+    chapter: str, records: Iterable[Record], parameters: Mapping[str, object]
+) -> Path | None:
+    """Keep the records of a run with these ``parameters`` and return the file's path.
 
-    The published scale goes to ``<chapter>.json``, any other to ``<chapter>.<scale>.json``. Nothing
-    is written, and None returned, at the scale "smoke" and outside the project (as in Colab): the
-    project is the first folder from the working directory upwards with ``_config.yml`` and
-    ``book``. The file is replaced in one step, so that a reader never sees half of it.
+    A notebook gives its ``globals()``; `runs.run_name` says which run that is. The published one
+    goes to ``book/results/<chapter>.json``. A smoke run, and one outside the project, keeps
+    nothing, and None is returned. A reader never sees half of the file.
 
     Raises
     ------
-    ValueError : the chapter's or scale's name is malformed, a record is not one of `record`, there
-        is no record, or two records describe the same number.
+    ValueError : no such chapter, a parameter is missing, a record is not one of `record`, there is
+        no record, or two records describe the same number.
     """
     records = _validated(records)
     text = json.dumps({"records": records}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return _store(_file_name(chapter, scale), scale, text.encode())
+    return runs.write(chapter, runs.run_name(chapter, parameters), text.encode())
 
 
-def load(chapter: str, scale: str = "published") -> list[Record]:
-    """Read the records of a chapter.
-
-    Raises
-    ------
-    FileNotFoundError : the chapter has not been run at this scale, or this is not the project.
-    """
-    return read(_stored(_file_name(chapter, scale)))
+def load(chapter: str, run: str = "published") -> list[Record]:
+    """Read the records of a run; FileNotFoundError if it is not kept, or outside the project."""
+    return read(runs.kept(chapter, run))
 
 
-def save_arrays(chapter: str, scale: str, **arrays: "np.ndarray") -> Path | None:
-    """Write named arrays beside the records of a run, as ``<chapter>.<scale>.npz``.
+def stored(chapter: str, run: str = "published") -> list[Record]:
+    """Like `load`, but an empty list where nothing is kept, as in Colab."""
+    try:
+        return load(chapter, run)
+    except FileNotFoundError:
+        return []
 
-    Where `save` writes nothing, neither does this. ValueError for a malformed name or no array.
+
+def save_arrays(
+    chapter: str, parameters: Mapping[str, object], **arrays: "np.ndarray"
+) -> Path | None:
+    """Keep named arrays beside the records of a run, as ``<chapter>.<run>.npz``.
+
+    Where `save` keeps nothing, neither does this. ValueError without an array.
     """
     import numpy as np
 
@@ -143,15 +153,56 @@ def save_arrays(chapter: str, scale: str, **arrays: "np.ndarray") -> Path | None
         raise ValueError("there is no array to save")
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    return _store(_file_name(chapter, scale, "npz"), scale, content.getvalue())
+    return runs.write(chapter, runs.run_name(chapter, parameters), content.getvalue(), "npz")
 
 
-def load_arrays(chapter: str, scale: str) -> dict[str, "np.ndarray"]:
-    """Read what `save_arrays` wrote; FileNotFoundError as in `load`."""
+def load_arrays(chapter: str, run: str) -> dict[str, "np.ndarray"]:
+    """Read what `save_arrays` kept; FileNotFoundError as in `load`."""
     import numpy as np
 
-    with np.load(_stored(_file_name(chapter, scale, "npz")), allow_pickle=False) as file:
+    with np.load(runs.kept(chapter, run, "npz"), allow_pickle=False) as file:
         return dict(file)
+
+
+class Recorder:
+    """The records of one chapter's run, in the order of their measurement.
+
+    Parameters
+    ----------
+    chapter : such as "02_deepkde"
+    document : the paper, as in `record`
+    **common : further fields that all records share, such as ``device``
+
+    Called with the fields of `record`, it keeps the record and returns it.
+    """
+
+    def __init__(self, chapter: str, document: str, **common: Any) -> None:
+        self.chapter, self.common = chapter, {"document": document, **common}
+        self.records: list[Record] = []
+
+    def __call__(self, **fields: Any) -> Record:
+        entry = record(**(self.common | fields))
+        self.records.append(entry)
+        return entry
+
+    def table(self, *items: str) -> "pd.DataFrame":
+        """`table` of all records, or of those of the named items."""
+        return table(entry for entry in self.records if not items or entry["item"] in items)
+
+    def save(self, parameters: Mapping[str, object]) -> Path | None:
+        """`save` the records of the run with these parameters: a notebook's ``globals()``."""
+        return save(self.chapter, self.records, parameters)
+
+
+def mean_std(values: Iterable[float], digits: int = 3) -> str:
+    """Mean and standard deviation (n - 1) of repetitions for a table: "0.941 ± 0.012".
+
+    One value stands alone, as it has no spread. A mean that rounds to zero has no sign.
+    """
+    values = [float(value) for value in values]
+    mean = f"{math.fsum(values) / len(values):.{digits}f}"
+    mean = mean.removeprefix("-") if float(mean) == 0 else mean
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def read(path: Path) -> list[Record]:
@@ -259,54 +310,6 @@ def _validated(records: Iterable[Record]) -> list[Record]:
             raise ValueError(f"two records of the same number: {' | '.join(map(str, key))}")
         seen.add(key)
     return [{field: entry[field] for field in FIELDS} for entry in records]
-
-
-def _file_name(chapter: str, scale: str, ending: str = "json") -> str:
-    if not _CHAPTER.fullmatch(chapter):
-        raise ValueError(f"a chapter is named like '02_deepkde', not {chapter!r}")
-    if not _SCALE.fullmatch(scale):
-        raise ValueError(f"a scale is named like 'published' or 'paper', not {scale!r}")
-    return f"{chapter}.{ending}" if scale == "published" else f"{chapter}.{scale}.{ending}"
-
-
-def _store(file_name: str, scale: str, content: bytes) -> Path | None:
-    root = _project_root()
-    if scale == "smoke" or root is None:
-        return None
-    folder = root / "book" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    return _write_atomically(folder / file_name, content)
-
-
-def _stored(file_name: str) -> Path:
-    root = _project_root()
-    if root is None:
-        raise FileNotFoundError(f"{Path.cwd()} is not in the project: no _config.yml beside book/")
-    path = root / "book" / "results" / file_name
-    if not path.exists():
-        raise FileNotFoundError(f"that run is not stored: {path} is missing")
-    return path
-
-
-def _project_root() -> Path | None:
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "_config.yml").is_file() and (folder / "book").is_dir():
-            return folder
-    return None
-
-
-def _write_atomically(path: Path, content: bytes) -> Path:
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
-    return path
 
 
 def _number(value: float, digits: int = 4) -> str:

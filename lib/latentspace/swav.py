@@ -5,7 +5,6 @@ import math
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
@@ -14,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import distributed, nn
 from torchvision.models import VisionTransformer
 
-from latentspace.augment import colour_jitter, random_crop
-from latentspace.backbones import classifier
+from latentspace.images import colour_jitter, image_tensor, random_crop
+from latentspace.networks import classifier
 from latentspace.prototypes import (
     Prototypes,
     Queue,
@@ -24,7 +23,7 @@ from latentspace.prototypes import (
 )
 from latentspace.training import batches, fit, pick_device, predict
 
-__all__ = ["Network", "SwAV", "image_tensor", "views"]
+__all__ = ["Network", "SwAV", "everywhere", "usage", "views"]
 
 
 class Network(nn.Module):
@@ -80,27 +79,6 @@ class Network(nn.Module):
         if self.queue is not None:
             self.queue.push(gathered)
         return torch.stack(codes)[:, : z.shape[1]]
-
-
-def image_tensor(X, name="X"):
-    """Images (n, H, W), (n, H, W, 1) or (n, H, W, 3), uint8 or floats in [0, 1], as a float tensor.
-
-    Returns (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included.
-    """
-    X = np.asarray(X)
-    if X.ndim == 3:
-        X = X[..., None]
-    if X.ndim != 4 or X.shape[3] not in (1, 3) or X.size == 0:
-        raise ValueError(f"{name} must be images (n, H, W), (n, H, W, 1 or 3), got {X.shape}")
-    if X.dtype == np.uint8:
-        x = torch.tensor(X).float() / 255
-    elif X.dtype.kind == "f":
-        if not np.isfinite(X).all() or X.min() < 0 or X.max() > 1:
-            raise ValueError(f"{name} must hold finite values in [0, 1], or bytes")
-        x = torch.tensor(X, dtype=torch.float32)
-    else:
-        raise ValueError(f"{name} must be uint8 or floats, got {X.dtype}")
-    return x.permute(0, 3, 1, 2).contiguous()
 
 
 def views(images, generator, global_size, local_size, n_local, global_area, local_area):

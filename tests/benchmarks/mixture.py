@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentspace.mixture import RelevanceNorm
-from latentspace.neural_mixture import em_step, mlp
+from latentspace.networks import mlp
+from latentspace.neural_mixture import em_step
+from latentspace.relevance import RelevanceNorm
 
 TARGET, BATCH, STEPS = 1.3, 128, 25
 

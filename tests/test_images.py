@@ -7,12 +7,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from latentspace.augment import (
+from latentspace.images import (
     affine_matrices,
     colour_jitter,
     random_affine,
     random_crop,
     random_light,
+    random_shift,
+    sobel,
     warp,
 )
 
@@ -182,3 +184,49 @@ def test_colour_jitter_is_of_each_image_and_stays_in_range():
     assert factors.min() > 0.5 and factors.max() < 1.5 and factors.std() > 0.1
     one_channel = colour_jitter(x[:, :1], seeded())
     assert one_channel.shape == (300, 1, 4, 5)
+
+
+def test_random_shift_moves_each_image_as_a_whole():
+    images = torch.rand(40, 2, 6, 9) + 0.1
+    moved = random_shift(images, torch.Generator().manual_seed(3), by=2)
+    seen = set()
+    for before, after in zip(images, moved, strict=True):
+        padded = torch.zeros(2, 10, 13)
+        padded[:, 2:8, 2:11] = before
+        fits = [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if torch.equal(padded[:, i : i + 6, j : j + 9], after)
+        ]
+        assert len(fits) == 1
+        seen.add(fits[0])
+    assert len(seen) > 12  # of 25 shifts
+
+
+def test_random_shift_flips_about_half():
+    images = torch.rand(200, 1, 4, 5)
+    moved = random_shift(images, torch.Generator().manual_seed(0), by=0, flip=True)
+    same = (moved == images).flatten(1).all(1)
+    mirrored = (moved == images.flip(3)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 70 < mirrored.sum() < 130
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sobel(channels):
+    images = np.random.default_rng(0).random((2, channels, 6, 9))
+    weights = [1.0] if channels == 1 else [0.299, 0.587, 0.114]
+    grey = np.tensordot(weights, images, (0, 1))
+    right = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    expected = [[ndimage.correlate(g, k, mode="nearest") for k in (right, right.T)] for g in grey]
+    np.testing.assert_allclose(sobel(torch.tensor(images)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 4, 5, 5), torch.zeros(2, 5, 5), torch.zeros(2, 1, 5, 5, dtype=torch.uint8)],
+)
+def test_sobel_refuses_other_images(images):
+    with pytest.raises(ValueError, match="float images"):
+        sobel(images)

@@ -1,4 +1,4 @@
-"""Random transformations of image batches: what a clustering should not notice.
+"""Images as tensors: from arrays, their derivatives, and random transformations of batches.
 
 Every image of a batch gets its own draw from one torch.Generator. `random_affine` rotates, scales,
 crops and shifts in one interpolation, `random_light` changes brightness and contrast: small changes
@@ -7,6 +7,7 @@ of a whole image. `random_crop` and `colour_jitter` are the stronger ones of con
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -14,13 +15,67 @@ __all__ = [
     "GREY",
     "affine_matrices",
     "colour_jitter",
+    "image_tensor",
     "random_affine",
     "random_crop",
     "random_light",
+    "random_shift",
+    "sobel",
     "warp",
 ]
 
 GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
+
+
+# --- from arrays, and derivatives -----------------------------------------------------------------
+
+
+def image_tensor(X, name="X"):
+    """Images (n, H, W), (n, H, W, 1) or (n, H, W, 3), uint8 or floats in [0, 1], as a float tensor.
+
+    Returns (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included.
+    """
+    X = np.asarray(X)
+    if X.ndim == 3:
+        X = X[..., None]
+    if X.ndim != 4 or X.shape[3] not in (1, 3) or X.size == 0:
+        raise ValueError(f"{name} must be images (n, H, W), (n, H, W, 1 or 3), got {X.shape}")
+    if X.dtype == np.uint8:
+        x = torch.tensor(X).float() / 255
+    elif X.dtype.kind == "f":
+        if not np.isfinite(X).all() or X.min() < 0 or X.max() > 1:
+            raise ValueError(f"{name} must hold finite values in [0, 1], or bytes")
+        x = torch.tensor(X, dtype=torch.float32)
+    else:
+        raise ValueError(f"{name} must be uint8 or floats, got {X.dtype}")
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def sobel(images):
+    """Horizontal and vertical Sobel derivatives of the grey image (thesis 4.5.2).
+
+    Parameters
+    ----------
+    images : tensor (n, C, H, W), C = 1 or 3
+
+    Returns
+    -------
+    tensor (n, 2, H, W): the derivative to the right, and downwards. A step from 0 to 1 is 4 high.
+    Pixels beyond the border repeat those on it, so that the border itself is no edge.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+        raise ValueError(
+            f"need float images (n, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+    if images.shape[1] == 3:
+        grey = images.new_tensor(GREY)[:, None, None]
+        images = (images * grey).sum(1, keepdim=True)
+    right = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([right, right.T])[:, None]
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernels)
+
+
+# --- random transformations -----------------------------------------------------------------------
 
 
 def random_affine(images, generator, *, degrees=0.0, scale=(1.0, 1.0), shift=0.0, border="zeros"):
@@ -167,6 +222,25 @@ def colour_jitter(images, generator, strength=0.4, grey=0.2):
         luminance = (images * luminance).sum(1, keepdim=True)
         images = luminance + (images - luminance) * saturation
     return images.clamp(0, 1)
+
+
+def random_shift(images, generator, by=2, flip=False):
+    """Shift each image by up to ``by`` pixels, zeros coming in; mirror half of them if ``flip``.
+
+    ``images`` (n, channels, height, width) on the generator's device; returns the same shape.
+    """
+    n, _, height, width = images.shape
+    device = images.device
+    down, right = torch.randint(0, 2 * by + 1, (2, n, 1), generator=generator, device=device)
+    rows = down + torch.arange(height, device=device)
+    columns = right + torch.arange(width, device=device)
+    if flip:
+        mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (by,) * 4)
+    which = torch.arange(n, device=device)[:, None, None]
+    # Advanced indices around the channel axis put it last.
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def _check_images(images):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from latentspace.cifar100 import SUPERCLASSES, superclasses
-from latentspace.embedded import Dataset
+from latentspace.data.class_names import SUPERCLASSES, superclasses
+from latentspace.data.embedded import Dataset
 
 # Superclass of each of the 100 classes in alphabetical order, as in the set's own coarse labels.
 COARSE = [

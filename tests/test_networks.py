@@ -1,9 +1,9 @@
-"""The small image classifiers and the augmentation, against counts and loops."""
+"""The small image classifiers, against counts and loops."""
 
 import pytest
 import torch
 
-from latentspace.backbones import NAMES, classifier, random_shift
+from latentspace.networks import NAMES, classifier
 
 
 @pytest.mark.parametrize(
@@ -45,33 +45,6 @@ def test_shortcut_subsamples_and_pads():
     out = block(x)
     assert torch.equal(out[:, :16], x[:, :, ::2, ::2])
     assert not out[:, 16:].any()
-
-
-def test_random_shift_moves_each_image_as_a_whole():
-    images = torch.rand(40, 2, 6, 9) + 0.1
-    moved = random_shift(images, torch.Generator().manual_seed(3), by=2)
-    seen = set()
-    for before, after in zip(images, moved, strict=True):
-        padded = torch.zeros(2, 10, 13)
-        padded[:, 2:8, 2:11] = before
-        fits = [
-            (i, j)
-            for i in range(5)
-            for j in range(5)
-            if torch.equal(padded[:, i : i + 6, j : j + 9], after)
-        ]
-        assert len(fits) == 1
-        seen.add(fits[0])
-    assert len(seen) > 12  # of 25 shifts
-
-
-def test_random_shift_flips_about_half():
-    images = torch.rand(200, 1, 4, 5)
-    moved = random_shift(images, torch.Generator().manual_seed(0), by=0, flip=True)
-    same = (moved == images).flatten(1).all(1)
-    mirrored = (moved == images.flip(3)).flatten(1).all(1)
-    assert (same ^ mirrored).all()
-    assert 70 < mirrored.sum() < 130
 
 
 def test_bad_names():

@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from latentspace.augment import GREY
-
 # --- from scores to cluster distributions -------------------------------------------------------
 
 
@@ -229,33 +227,6 @@ def mutual_information_loss(p, q, eps=1e-12):
     joint = ((joint + joint.T) / 2).clamp_min(eps)
     margin = joint.sum(0)
     return -(joint * (joint.log() - margin.log() - margin.log()[:, None])).sum()
-
-
-# --- input --------------------------------------------------------------------------------------
-
-
-def sobel(images):
-    """Horizontal and vertical Sobel derivatives of the grey image (thesis 4.5.2).
-
-    Parameters
-    ----------
-    images : tensor (n, C, H, W), C = 1 or 3
-
-    Returns
-    -------
-    tensor (n, 2, H, W): the derivative to the right, and downwards. A step from 0 to 1 is 4 high.
-    Pixels beyond the border repeat those on it, so that the border itself is no edge.
-    """
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
-        raise ValueError(
-            f"need float images (n, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}"
-        )
-    if images.shape[1] == 3:
-        grey = images.new_tensor(GREY)[:, None, None]
-        images = (images * grey).sum(1, keepdim=True)
-    right = images.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    kernels = torch.stack([right, right.T])[:, None]
-    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernels)
 
 
 # --- checks -------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from latentspace import checkpoints
-from latentspace.processes import Processes
-from latentspace.progress import Line, Log, require_finite, stalled, with_validation
+from latentspace.training import checkpoints
+from latentspace.training.processes import Processes
+from latentspace.training.progress import Line, Log, require_finite, stalled, with_validation
 
 __all__ = ["batches", "fit", "pick_device", "predict", "seed_everything"]
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import correlate
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, softmax
 from scipy.stats import entropy, multivariate_normal, skew
 from torch import nn
 
-from latentspace.mixture import (
+from latentspace.relevance import (
     RelevanceNorm,
     cluster_scores,
     consistency_loss,
@@ -23,7 +22,6 @@ from latentspace.mixture import (
     normalize_relevance,
     normalized_score_bound,
     sharpened_posterior,
-    sobel,
     update_prior,
 )
 
@@ -124,9 +122,6 @@ def test_bad_arguments():
         lambda: consistency_loss(a, a[:, :2]),
         lambda: mutual_information_loss(a, a[:2]),
         lambda: update_prior(a[0], a, rate=1.5),
-        lambda: sobel(torch.zeros(2, 4, 5, 5)),
-        lambda: sobel(torch.zeros(2, 5, 5)),
-        lambda: sobel(torch.zeros(2, 1, 5, 5, dtype=torch.uint8)),
     ):
         with pytest.raises(ValueError):
             call()
@@ -198,16 +193,6 @@ def test_mutual_information_loss():
     hard = torch.eye(3, dtype=torch.float64)[[0, 0, 1, 2, 2, 2]]
     expected = -entropy([2, 1, 3])
     assert mutual_information_loss(hard, hard).item() == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sobel(channels):
-    images = np.random.default_rng(0).random((2, channels, 6, 9))
-    weights = [1.0] if channels == 1 else [0.299, 0.587, 0.114]
-    grey = np.tensordot(weights, images, (0, 1))
-    right = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    expected = [[correlate(g, k, mode="nearest") for k in (right, right.T)] for g in grey]
-    np.testing.assert_allclose(sobel(torch.tensor(images)), expected, atol=1e-12)
 
 
 # --- errata ---

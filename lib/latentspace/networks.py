@@ -1,10 +1,103 @@
-"""Image classifiers whose features can be read: the networks in front of a latent space."""
+"""Networks that more than one method uses: perceptrons, convolutional plans, classifiers."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from latentspace.images import sobel
+
+__all__ = ["NAMES", "Autoencoder", "Classifier", "classifier", "convnet", "mlp"]
+
 NAMES = ("cnn", "resnet8", "resnet8s", "resnet18", "vit_b_16")
+
+
+# --- from vectors or images to scores -------------------------------------------------------------
+
+
+def mlp(n_features, n_clusters, hidden=(32, 32)):
+    """Fully connected network with ReLU from vectors to scores (thesis 4.5.1: 2-32-32-10)."""
+    widths = [n_features, *hidden]
+    layers = [
+        layer
+        for i in range(len(hidden))
+        for layer in (nn.Linear(widths[i], widths[i + 1]), nn.ReLU())
+    ]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], n_clusters))
+
+
+def convnet(plan, size, n_clusters):
+    """Convolutional network from images to scores, with Sobel derivatives as its input.
+
+    Parameters
+    ----------
+    plan : str
+        In the notation of the thesis's Table 4.2: ``"C64 M C128 M C256 F32"``, for MNIST, is a
+        convolution to 64 planes (3 x 3, same size, ReLU), maximum over 2 x 2, ..., a dense layer
+        of 32 with ReLU. The dense layer of scores is added to it.
+    size : (height, width) of the images, which have 1 or 3 channels
+    n_clusters : int
+    """
+    layers, planes, flat = [_Sobel()], 2, False
+    for item in plan.split():
+        kind, width = item[0], int(item[1:] or 0)
+        if kind == "C" and width and not flat:
+            layers += [nn.Conv2d(planes, width, 3, padding=1), nn.ReLU()]
+            planes = width
+        elif kind == "M" and not flat and min(size) >= 2:
+            layers += [nn.MaxPool2d(2)]
+            size = [side // 2 for side in size]
+        elif kind == "F" and width:
+            inputs = planes if flat else planes * size[0] * size[1]
+            layers += [] if flat else [nn.Flatten()]
+            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            planes, flat = width, True
+        else:
+            raise ValueError(f"{item!r} in the plan {plan!r} cannot be built for this image size")
+    inputs = planes if flat else planes * size[0] * size[1]
+    layers += [] if flat else [nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(inputs, n_clusters))
+
+
+class _Sobel(nn.Module):
+    def forward(self, images):
+        return sobel(images)
+
+
+# --- autoencoder ----------------------------------------------------------------------------------
+
+
+class Autoencoder(nn.Module):
+    """Table 1 of DeepKDE: blocks Linear-BatchNorm-PReLU, a Linear layer into and out of the latent
+    space; the decoder mirrors the encoder and ends in the input's width (K10, K11).
+
+    Parameters
+    ----------
+    n_features, latent_dim : int
+        Widths D and d.
+    hidden : sequence of int
+        Widths of the encoder's blocks, (8, 32, 8) for the moons.
+    """
+
+    def __init__(self, n_features, latent_dim, hidden):
+        super().__init__()
+        self.encoder = _stack([n_features, *hidden], latent_dim)
+        self.decoder = _stack([latent_dim, *reversed(hidden)], n_features)
+
+    def forward(self, x):
+        """Latent points (n, d) and reconstructions (n, D) of ``x`` (n, D)."""
+        latent = self.encoder(x)
+        return latent, self.decoder(latent)
+
+
+def _stack(widths, last):
+    blocks = [
+        nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU())
+        for a, b in zip(widths, widths[1:], strict=False)
+    ]
+    return nn.Sequential(*blocks, nn.Linear(widths[-1], last))
+
+
+# --- classifiers whose features can be read -------------------------------------------------------
 
 
 class Classifier(nn.Module):
@@ -116,22 +209,3 @@ def _torchvision(name, pretrained):
     else:
         width, model.heads = model.heads.head.in_features, nn.Identity()
     return model, width, 224
-
-
-def random_shift(images, generator, by=2, flip=False):
-    """Shift each image by up to ``by`` pixels, zeros coming in; mirror half of them if ``flip``.
-
-    ``images`` (n, channels, height, width) on the generator's device; returns the same shape.
-    """
-    n, _, height, width = images.shape
-    device = images.device
-    down, right = torch.randint(0, 2 * by + 1, (2, n, 1), generator=generator, device=device)
-    rows = down + torch.arange(height, device=device)
-    columns = right + torch.arange(width, device=device)
-    if flip:
-        mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(images, (by,) * 4)
-    which = torch.arange(n, device=device)[:, None, None]
-    # Advanced indices around the channel axis put it last.
-    return padded[which, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .embedded import COLOUR_SHAPES, DIGITS, MOONS, Dataset, colour_shapes, digits, mnist_5k, moons
+from latentspace.data.embedded import (
+    COLOUR_SHAPES,
+    DIGITS,
+    MOONS,
+    Dataset,
+    colour_shapes,
+    digits,
+    mnist_5k,
+    moons,
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,8 @@ def _imagenet50_moco(folder, split):
 @cache
 def _imagenet_sha256():
     """File name -> sha256 of the 1,000 images, in the order of ImageNet's classes."""
-    lines = resources.files("latentspace").joinpath("imagenet-sample.sha256").read_text("utf-8")
+    listed = resources.files("latentspace.data") / "imagenet-sample.sha256"
+    lines = listed.read_text("utf-8")
     pairs = (line.split("  ", 1) for line in lines.splitlines())
     return {name: sha256 for sha256, name in sorted(pairs, key=lambda pair: pair[1])}
 

@@ -6,12 +6,13 @@ scheduler. It also names the settings of its run, so that no other run continues
 """
 
 import contextlib
-import os
 import random
 from operator import length_hint
 
 import numpy as np
 import torch
+
+from latentspace.files import replacing
 
 __all__ = ["callers_random_states", "resume", "save", "seed_epoch", "seed_of", "settings"]
 
@@ -81,16 +82,8 @@ def save(path, parts, settings, history, seconds):
     state = {"settings": settings, "history": history, "seconds": seconds}
     state |= {name: part.state_dict() for name, part in parts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        with open(scratch, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def resume(path, parts, settings, epochs):

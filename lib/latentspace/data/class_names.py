@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from .embedded import Dataset
+from latentspace.data.embedded import Dataset
+
+__all__ = ["SUPERCLASSES", "superclasses"]
 
 SUPERCLASSES = {
     "aquatic mammals": "beaver dolphin otter seal whale",

@@ -1,0 +1,178 @@
+"""Data sets by name, from the data home or, once, from their public home.
+
+The data home is the folder named by the environment variable LATENTSPACE_DATA or else the user's
+cache folder. A set stands there as `<name>/<split>.npz` with arrays `x`, `y` and, where the file
+knows them, `names`.
+"""
+
+import difflib
+import errno
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from latentspace.data.embedded import Dataset
+from latentspace.data.sources import SETS
+from latentspace.files import replacing
+
+__all__ = ["data_home", "fetch", "gather", "load", "names"]
+
+# What a full, protected or wrongly placed folder answers; all other failures are the network's.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR,
+               errno.EEXIST, errno.EIO}  # fmt: skip
+
+
+def names():
+    """Return the names of all data sets."""
+    return list(SETS)
+
+
+def data_home():
+    """Return the folder that holds the fetched sets."""
+    if folder := os.environ.get("LATENTSPACE_DATA"):
+        return Path(folder).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("latentspace"))
+
+
+def load(name, split="train"):
+    """Load a split of a data set, fetching it if it is not in the data home.
+
+    Returns
+    -------
+    Dataset
+        `x` (N, H, W) or (N, H, W, 3) uint8 images, or (N, d) float32 vectors; `y` (N,) int64 in
+        0..K-1 (-1 in the split "unlabeled"); `names`, the K class names.
+
+    Raises
+    ------
+    ValueError
+        Unknown set or split; a file in the data home that is damaged or breaks the above.
+    FileNotFoundError
+        The set is not in the data home and could not be fetched.
+    OSError
+        The data home cannot be read or written.
+    """
+    source = find_source(name, split)
+    if source.make:
+        return source.make(split)
+    path = data_home() / name / f"{split}.npz"
+    if not os.path.isfile(path):
+        fetch(name, split)
+    try:
+        return _read(path, split, source)
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged or not a data file: {error}. "
+            f"Delete it and run `{_command(name, split)}`."
+        ) from error
+
+
+def gather(name, splits, n=None, seed=0):
+    """Load several splits of a data set as one, or ``n`` of its samples drawn with ``seed``.
+
+    The samples keep their order. Raises as `load` does, and ValueError for n < 1.
+    """
+    if n is not None and n < 1:
+        raise ValueError(f"n must be 1 or more, got {n}")
+    parts = [load(name, split) for split in splits]
+    x = np.concatenate([part.x for part in parts])
+    y = np.concatenate([part.y for part in parts])
+    if n is not None and n < len(x):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(x), n, replace=False))
+        x, y = x[chosen], y[chosen]
+    return Dataset(x, y, parts[0].names)
+
+
+def fetch(name, split):
+    """Fetch a split from its home into the data home, unless it is there.
+
+    One process at a time works on a set; the others wait for it. Nothing half-written stays: files
+    appear whole or not at all. Splits that come in the same download are kept as well. Raises
+    FileNotFoundError if the set cannot be had, OSError if the data home cannot be written.
+    """
+    source, folder = find_source(name, split), data_home() / name
+    if source.make or os.path.isfile(folder / f"{split}.npz"):
+        return
+    from filelock import FileLock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not os.path.isfile(folder / f"{split}.npz"):  # another process may have been first
+                _fetch_into(folder, split, source)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise OSError(
+                error.errno,
+                f"{name}/{split}.npz cannot be written ({error.strerror}). Make room and allow "
+                "writing, or set LATENTSPACE_DATA to another folder",
+                str(folder),
+            ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FileNotFoundError(
+            f"{name}/{split}.npz is not in {data_home()} and could not be fetched from "
+            f"{source.home}. With a network, run `{_command(name, split)}`; or put the file "
+            f"{folder / f'{split}.npz'} there yourself. Reason: {reason}"
+        ) from error
+
+
+def _fetch_into(folder, split, source):
+    raw = folder / "raw"
+    shutil.rmtree(raw, ignore_errors=True)  # left by a process that was killed
+    raw.mkdir()
+    try:
+        for part, arrays in source.fetch(raw, split):
+            if not os.path.isfile(folder / f"{part}.npz"):
+                _checked(arrays, part, source)
+                _write(folder / f"{part}.npz", arrays)
+    finally:
+        shutil.rmtree(raw, ignore_errors=True)
+
+
+def _write(path, arrays):
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+def _read(path, split, source):
+    with np.load(path, allow_pickle=False) as file:
+        return _checked(dict(file), split, source)
+
+
+def _checked(arrays, split, source):
+    """Return the arrays as a Dataset, or raise ValueError if they do not make one."""
+    x, y, known = arrays["x"], arrays["y"], source.classes
+    known = range(known) if isinstance(known, int) else known
+    class_names = tuple(map(str, arrays.get("names", known)))
+    if y.ndim != 1 or y.dtype.kind not in "iu" or len(x) != len(y) or not len(y):
+        raise ValueError(f"x {x.shape} and y {y.shape} {y.dtype} are not N samples and N labels")
+    y = y.astype(np.int64, copy=False)
+    lowest = -1 if split == "unlabeled" else 0
+    if y.min() < lowest or y.max() >= len(class_names):
+        raise ValueError(f"labels {y.min()}..{y.max()} are not in {lowest}..{len(class_names) - 1}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise ValueError("x holds NaN or infinite values")
+    return Dataset(x, y, class_names)
+
+
+def find_source(name, split=None):
+    """The `Source` of a set; ValueError with a near name if there is no such set or split."""
+    if name not in SETS:
+        near = difflib.get_close_matches(str(name).lower(), SETS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(SETS)}"
+        raise ValueError(f"unknown data set {name!r}; {hint}")
+    splits = SETS[name].splits
+    if split is not None and split not in splits:
+        near = difflib.get_close_matches(str(split).lower(), splits, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} has no split {split!r}, only {', '.join(splits)}{hint}")
+    return SETS[name]
+
+
+def _command(name, split):
+    return f"python -m latentspace.data {name} --split {split}"
