@@ -1,11 +1,12 @@
 """The chapters as files: where they are, their cells, and their parameters."""
 
-import ast
 import difflib
 from pathlib import Path
 
 import jupytext
 from nbformat import NotebookNode
+
+from latentspace import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ROOT / "book" / "chapters"
@@ -44,14 +45,7 @@ def parameters(notebook: NotebookNode) -> dict[str, object]:
     cells = tagged(notebook, "parameters")
     if len(cells) != 1:
         raise ValueError(f"{len(cells)} cells are tagged `parameters`; a chapter has exactly one")
-    values = {}
-    for statement in ast.parse(cells[0].source).body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                values[name] = ast.literal_eval(value)
-            case _:
-                raise ValueError(f"not a plain assignment: {ast.unparse(statement)}")
-    return values
+    return runs.assignments(cells[0].source)
 
 
 def complaints(given: dict[str, object], defaults: dict[str, object]) -> list[str]:
