@@ -16,7 +16,7 @@ from pathlib import Path
 
 from latentspace.files import write_bytes
 
-__all__ = ["assignments", "kept", "project_root", "run_name", "where", "write"]
+__all__ = ["assignments", "kept", "name_of", "project_root", "run_name", "where", "write"]
 
 _CHAPTER = re.compile(r"\d\d_[a-z0-9_]+")
 _RUN = re.compile(r"[a-z]+|custom-[0-9a-f]{8}")
@@ -41,8 +41,11 @@ def run_name(chapter: str, parameters: Mapping[str, object]) -> str | None:
     passed over: no run can have come from it.)
     """
     root = project_root()
-    if root is None:
-        return None
+    return None if root is None else name_of(root, chapter, parameters)
+
+
+def name_of(root: Path, chapter: str, parameters: Mapping[str, object]) -> str:
+    """`run_name` in the project whose folder is ``root``."""
     published = _published(root, chapter)
     if missing := [name for name in published if name not in parameters]:
         raise ValueError(f"{chapter} has parameters that are not given: {', '.join(missing)}")
