@@ -196,6 +196,15 @@ def test_module_says_what_is_public_and_of_what_type(path):
         assert (untyped, function.returns is not None) == ([], True), function.name
 
 
+def test_a_test_and_what_it_starts_have_one_thread():
+    import torch
+
+    assert torch.get_num_threads() == 1
+    code = "import torch; print(torch.get_num_threads())"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert started.stdout == "1\n"
+
+
 def test_import_is_light():
     code = (
         "import sys, time; start = time.perf_counter(); import latentspace;"

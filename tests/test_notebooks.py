@@ -253,7 +253,6 @@ def run_with_nbval(notebook, folder, timeout=WAIT):
     env = os.environ | {
         "LATENTSPACE_DATA": str(folder / "data"),
         "PYTHONPATH": os.pathsep.join([str(offline), str(library)]),
-        "OMP_NUM_THREADS": "1",  # tiny operations lose more by waiting than they win
     }
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", folder, "-q", "-x"]
     nbval = ["--nbval-lax", "--nbval-cell-timeout", str(timeout), "--nbval-kernel-name", "python3"]
