@@ -33,19 +33,20 @@ GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
 def image_tensor(X, name="X"):
     """Images (n, H, W), (n, H, W, 1) or (n, H, W, 3), uint8 or floats in [0, 1], as a float tensor.
 
-    Returns (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included.
+    What every estimator takes for images, in any byte order and with any strides. Returns
+    (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included.
     """
     X = np.asarray(X)
     if X.ndim == 3:
         X = X[..., None]
     if X.ndim != 4 or X.shape[3] not in (1, 3) or X.size == 0:
         raise ValueError(f"{name} must be images (n, H, W), (n, H, W, 1 or 3), got {X.shape}")
-    if X.dtype == np.uint8:
-        x = torch.tensor(X).float() / 255
-    elif X.dtype.kind == "f":
-        if not np.isfinite(X).all() or X.min() < 0 or X.max() > 1:
+    if X.dtype.kind == "f":
+        if not (X.min() >= 0 and X.max() <= 1):  # neither holds for NaN
             raise ValueError(f"{name} must hold finite values in [0, 1], or bytes")
-        x = torch.tensor(X, dtype=torch.float32)
+        x = torch.from_numpy(X.astype(np.float32, order="C"))
+    elif X.dtype == np.uint8:
+        x = torch.from_numpy(X.astype(np.uint8, order="C")).float() / 255
     else:
         raise ValueError(f"{name} must be uint8 or floats, got {X.dtype}")
     return x.permute(0, 3, 1, 2).contiguous()
