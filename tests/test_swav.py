@@ -126,7 +126,7 @@ def test_usage():
     assert mixed == pytest.approx(-(share * np.log(share)).sum() / np.log(2), rel=1e-6)
 
 
-# --- bad input ---
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_image_tensor_keeps_the_pixels():
     assert x[1, 2, 5, 9] == pytest.approx(X[1, 5, 9, 2] / 255)
 
 
-# --- several processes ---
+# --- several processes ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow

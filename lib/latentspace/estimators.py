@@ -75,7 +75,7 @@ def column_scales(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     depends on the unit of a column, however small or large it is.
     """
     precision = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
-    X = X.astype(np.float64, copy=False)
+    X = X.astype(np.float64, order="C", copy=False)  # sums depend on the order in memory
     least, most = X.min(0), X.max(0)
     largest = np.maximum(abs(least), abs(most))
     # Dividing by a power of two is exact, and the squares of what is left neither vanish nor

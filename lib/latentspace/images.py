@@ -6,10 +6,12 @@ of a whole image. `random_crop` and `colour_jitter` are the stronger ones of con
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 
 __all__ = [
     "GREY",
@@ -30,7 +32,7 @@ GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
 # --- from arrays, and derivatives -----------------------------------------------------------------
 
 
-def image_tensor(X, name="X"):
+def image_tensor(X: ArrayLike, name: str = "X") -> torch.Tensor:
     """Images (n, H, W), (n, H, W, 1) or (n, H, W, 3), uint8 or floats in [0, 1], as a float tensor.
 
     What every estimator takes for images, in any byte order and with any strides. Returns
@@ -52,7 +54,7 @@ def image_tensor(X, name="X"):
     return x.permute(0, 3, 1, 2).contiguous()
 
 
-def sobel(images):
+def sobel(images: torch.Tensor) -> torch.Tensor:
     """Horizontal and vertical Sobel derivatives of the grey image (thesis 4.5.2).
 
     Parameters
@@ -79,7 +81,15 @@ def sobel(images):
 # --- random transformations -----------------------------------------------------------------------
 
 
-def random_affine(images, generator, *, degrees=0.0, scale=(1.0, 1.0), shift=0.0, border="zeros"):
+def random_affine(
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float = 0.0,
+    scale: Sequence[float] = (1.0, 1.0),
+    shift: float = 0.0,
+    border: str = "zeros",
+) -> torch.Tensor:
     """Turn, scale and shift each image by a draw of its own, about its centre.
 
     Parameters
@@ -119,7 +129,9 @@ def random_affine(images, generator, *, degrees=0.0, scale=(1.0, 1.0), shift=0.0
     return warp(images, matrices, border)
 
 
-def affine_matrices(angles, scales, shifts):
+def affine_matrices(
+    angles: torch.Tensor, scales: torch.Tensor, shifts: torch.Tensor
+) -> torch.Tensor:
     """The (n, 2, 3) matrices that lead from a place in the new image back to one in the old.
 
     Angles (n,) in radians turn the picture anticlockwise as it is seen, scales (n,) enlarge it,
@@ -131,14 +143,20 @@ def affine_matrices(angles, scales, shifts):
     return torch.cat([turn, turn @ (-2 * shifts[:, :, None])], 2)
 
 
-def warp(images, matrices, border="zeros"):
+def warp(images: torch.Tensor, matrices: torch.Tensor, border: str = "zeros") -> torch.Tensor:
     """Sample images (n, c, h, w) at the places that matrices (n, 2, 3) give, bilinearly."""
     _check_images(images)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, "bilinear", border, align_corners=False)
 
 
-def random_light(images, generator, *, brightness=0.0, contrast=0.0):
+def random_light(
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+) -> torch.Tensor:
     """Change brightness and contrast of each image; the result is clipped to [0, 1].
 
     Parameters
@@ -163,7 +181,13 @@ def random_light(images, generator, *, brightness=0.0, contrast=0.0):
     return (mean + factor * (images - mean) + brightness * draw[0]).clamp(0, 1)
 
 
-def random_crop(images, size, area, generator, flip=True):
+def random_crop(
+    images: torch.Tensor,
+    size: int,
+    area: Sequence[float],
+    generator: torch.Generator,
+    flip: bool = True,
+) -> torch.Tensor:
     """Cut a random rectangle out of each image and resize it to ``size`` pixels square.
 
     Parameters
@@ -198,7 +222,9 @@ def random_crop(images, size, area, generator, flip=True):
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def colour_jitter(images, generator, strength=0.4, grey=0.2):
+def colour_jitter(
+    images: torch.Tensor, generator: torch.Generator, strength: float = 0.4, grey: float = 0.2
+) -> torch.Tensor:
     """Change each image's brightness, contrast and saturation at random; make some grey.
 
     Parameters
@@ -225,7 +251,9 @@ def colour_jitter(images, generator, strength=0.4, grey=0.2):
     return images.clamp(0, 1)
 
 
-def random_shift(images, generator, by=2, flip=False):
+def random_shift(
+    images: torch.Tensor, generator: torch.Generator, by: int = 2, flip: bool = False
+) -> torch.Tensor:
     """Shift each image by up to ``by`` pixels, zeros coming in; mirror half of them if ``flip``.
 
     ``images`` (n, channels, height, width) on the generator's device; returns the same shape.
@@ -244,7 +272,7 @@ def random_shift(images, generator, by=2, flip=False):
     return padded[which, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
-def _check_images(images):
+def _check_images(images: torch.Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             f"images must be floating point (n, c, h, w), got {images.dtype} {tuple(images.shape)}"
