@@ -140,14 +140,16 @@ def affine_matrices(
     """
     cos, sin = angles.cos() / scales, angles.sin() / scales
     turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-    return torch.cat([turn, turn @ (-2 * shifts[:, :, None])], 2)
+    with _full_precision(turn):
+        return torch.cat([turn, turn @ (-2 * shifts[:, :, None])], 2)
 
 
 def warp(images: torch.Tensor, matrices: torch.Tensor, border: str = "zeros") -> torch.Tensor:
     """Sample images (n, c, h, w) at the places that matrices (n, 2, 3) give, bilinearly."""
     _check_images(images)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, "bilinear", border, align_corners=False)
+    with _full_precision(images):
+        grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, "bilinear", border, align_corners=False)
 
 
 def random_light(
@@ -218,8 +220,9 @@ def random_crop(
     mirrored = torch.where((u[4] < 0.5) & flip, -wide, wide)
     zero = torch.zeros_like(wide)
     theta = torch.stack([mirrored, zero, right, zero, high, down], 1).view(n, 2, 3)
-    grid = F.affine_grid(theta, [n, images.shape[1], size, size], align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    with _full_precision(images):
+        grid = F.affine_grid(theta, [n, images.shape[1], size, size], align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def colour_jitter(
@@ -270,6 +273,11 @@ def random_shift(
     which = torch.arange(n, device=device)[:, None, None]
     # Advanced indices around the channel axis put it last.
     return padded[which, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+def _full_precision(images: torch.Tensor) -> torch.autocast:
+    """Autocast would round places in an image to 8 bits."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
 def _check_images(images: torch.Tensor) -> None:
