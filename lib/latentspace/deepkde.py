@@ -151,17 +151,19 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         than 4 rows, one class, or parameters out of range.
         """
         with fitting(self):
-            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=4)
+            rows, y = validate_data(
+                self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=4
+            )
             check_classification_targets(y)
             self.classes_, labels = np.unique(y, return_inverse=True)
             k = len(self.classes_)
             d = self.latent_dim or k
             self._check(k)
             seed = draw_seed(self.random_state)
-            self.mean_, self.scale_ = column_scales(X)
-            x = torch.tensor(self._standardised(X), dtype=torch.float32)
+            self.mean_, self.scale_ = column_scales(rows)
+            x = torch.tensor(self._standardised(rows), dtype=torch.float32)
             with initial_weights(seed):
-                network = Autoencoder(X.shape[1], d, self.hidden)
+                network = Autoencoder(x.shape[1], d, self.hidden)
             self._train(network, x, torch.tensor(labels), seed, callback)
         return self
 
@@ -244,18 +246,18 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     def transform(self, X: ArrayLike) -> np.ndarray:
         """Latent points (n, d) of ``X`` (n, D)."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        rows = validate_data(self, X, reset=False, dtype=np.float64)
         with torch.no_grad():
-            return self.network_.encoder(as_tensor(self._standardised(X))).numpy()
+            return self.network_.encoder(as_tensor(self._standardised(rows))).numpy()
 
     def inverse_transform(self, Z: ArrayLike) -> np.ndarray:
         """Reconstructed features (n, D) of latent points ``Z`` (n, d)."""
         check_is_fitted(self)
-        Z = check_array(Z, dtype=np.float64, input_name="Z")
-        if Z.shape[1] != self._n_features_out:
-            raise ValueError(f"Z has {Z.shape[1]} columns, the latent space {self._n_features_out}")
+        z = check_array(Z, dtype=np.float64, input_name="Z")
+        if z.shape[1] != self._n_features_out:
+            raise ValueError(f"Z has {z.shape[1]} columns, the latent space {self._n_features_out}")
         with torch.no_grad():
-            x = self.network_.decoder(as_tensor(Z)).numpy()
+            x = self.network_.decoder(as_tensor(z)).numpy()
         return x * self.scale_ + self.mean_
 
     def predict(self, X: ArrayLike) -> np.ndarray:

@@ -217,11 +217,11 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
                 x = image_tensor(X)
                 self.image_shape_ = tuple(x.shape[1:])
             else:
-                X = validate_data(self, X, dtype=[np.float64, np.float32])
-                d = X.shape[1]
-                scales = column_scales(X) if self.standardize else (np.zeros(d), np.ones(d))
-                self.mean_, self.scale_ = scales
-                x = self._standardised(X)
+                rows = validate_data(self, X, dtype=[np.float64, np.float32])
+                self.mean_, self.scale_ = np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+                if self.standardize:
+                    self.mean_, self.scale_ = column_scales(rows)
+                x = self._standardised(rows)
             self._check(len(x))
             seed = draw_seed(self.random_state)
             with initial_weights(seed):

@@ -122,7 +122,8 @@ def fit(
     generator = torch.Generator(device)
     globally = checkpoints.draws_globally(model, loader)
 
-    history, seconds = [], 0.0
+    history: list[dict[str, Any]] = []
+    seconds = 0.0
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
         parts = {"model": model, "optimizer": optimizer, "scaler": scaler}

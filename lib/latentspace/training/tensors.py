@@ -64,10 +64,10 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if device is None:
         device = next((kind for kind, there in available.items() if there()), "cpu")
-    device = torch.device(device)
-    if device.type in available and not available[device.type]():
-        raise ValueError(f"device {device} is not available here; use device='cpu' or None")
-    return device
+    picked = torch.device(device)
+    if picked.type in available and not available[picked.type]():
+        raise ValueError(f"device {picked} is not available here; use device='cpu' or None")
+    return picked
 
 
 def module_of(model: Any) -> nn.Module:
