@@ -356,7 +356,7 @@ def js_loss(
     return log_q - 2 * log_m
 
 
-def js_divergence(loss: torch.Tensor, entropy: float) -> torch.Tensor:
+def js_divergence(loss: torch.Tensor | float, entropy: float) -> torch.Tensor | float:
     """Jensen-Shannon divergence in nats, 0 to log 2, from :func:`js_loss` and ``h(p)`` (K1).
 
     An estimate: with few points or many dimensions it can leave that interval.
