@@ -22,7 +22,6 @@ MODULES = [
 NOT_YET = {
     f"latentspace.{name}"
     for name in (
-        "data.class_names", "data.embedded", "data.imbalance", "data.sources", "data.store",
         "deepdpm", "dirichlet", "dpm", "figures", "metrics",
     )
 }  # fmt: skip
