@@ -92,12 +92,7 @@ def mean_log_density(
     return _MeanLogDensity.apply(locations, observations, bandwidth, skip)
 
 
-def _check(
-    locations: torch.Tensor,
-    observations: torch.Tensor,
-    bandwidth: float,
-    leave_one_out: bool | torch.Tensor,
-) -> torch.Tensor | None:
+def _check(locations, observations, bandwidth, leave_one_out):
     """Validate the arguments; return the index of the observation each location leaves out."""
     for name, points in (("locations", locations), ("observations", observations)):
         if points.ndim != 2 or 0 in points.shape:
