@@ -4,15 +4,19 @@
 that need them.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentspace.data import vision
+from latentspace.data.downloads import check_crc as _check_crc
+from latentspace.data.downloads import download as _download
+from latentspace.data.downloads import fetcher as _fetcher
 from latentspace.data.embedded import (
     COLOUR_SHAPES,
     DIGITS,
@@ -24,6 +28,10 @@ from latentspace.data.embedded import (
     moons,
 )
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["SETS", "Source", "centre_crop", "read_pt"]
 
 @dataclass(frozen=True)
 class Source:
@@ -42,50 +50,6 @@ class Source:
     cite: str  # key in the book's bibliography
     make: Callable[[str], Dataset] | None = None
     fetch: Callable[[Path, str], Iterator[tuple[str, dict]]] | None = None
-
-
-# --- torchvision's sets, which check the MD5 of what they download -------------------------------
-
-
-def _torchvision(kind, folder, **options):
-    """Download one of torchvision's data sets; on a failed checksum delete, retry once."""
-    from torchvision import datasets
-
-    try:
-        return getattr(datasets, kind)(folder, download=True, **options)
-    except RuntimeError:  # what torchvision raises on a wrong MD5
-        shutil.rmtree(folder)
-        return getattr(datasets, kind)(folder, download=True, **options)
-
-
-def _arrays(dataset):
-    """Return x and y of a torchvision data set, colour images with their channels last."""
-    x = np.asarray(dataset.data)
-    y = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    if x.ndim == 4 and x.shape[1] == 3:
-        x = x.transpose(0, 2, 3, 1)
-    return {"x": np.ascontiguousarray(x), "y": np.asarray(y).astype(np.int64)}
-
-
-def _one_archive(kind, folder, split):
-    """Yield training and test set of a class whose download holds both."""
-    for part in ("train", "test"):
-        dataset = _torchvision(kind, folder, train=part == "train")
-        names = {"names": np.array(dataset.classes)} if kind == "CIFAR100" else {}
-        yield part, _arrays(dataset) | names
-
-
-def _usps(folder, split):
-    yield split, _arrays(_torchvision("USPS", folder, train=split == "train"))
-
-
-def _svhn(folder, split):
-    yield split, _arrays(_torchvision("SVHN", folder, split=split))
-
-
-def _stl10(folder, split):
-    for part in ("train", "test", "unlabeled"):
-        yield part, _arrays(_torchvision("STL10", folder, split=part))
 
 
 # --- Raw files of public repositories, at a fixed commit, with their sha256 ----------------------
@@ -122,36 +86,7 @@ IMAGENET_SAMPLE = (
 )
 
 
-def _fetcher(folder, base_url, sha256):
-    """Return a pooch that deletes a file whose hash is wrong and tries once more."""
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")  # its notes would end up in stored notebooks
-    return pooch.create(folder, base_url, registry=sha256, retry_if_failed=1)
-
-
-def _download(url, path, fetcher, check=lambda path: None, progressbar=True):
-    """Download as pooch does, with a time-out; `check` may raise ValueError for one more try."""
-    import pooch
-
-    pooch.HTTPDownloader(progressbar=progressbar, timeout=60)(url, path, fetcher)
-    check(path)
-
-
-def _check_crc(path):
-    """Raise ValueError unless `path` is a whole zip archive (as torch writes) with right CRCs."""
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"the download is not a whole zip archive: {error}") from error
-    if bad:
-        raise ValueError(f"{bad} inside the download has a wrong CRC")
-
-
-def read_pt(path, numpy_array=False):
+def read_pt(path: Path, numpy_array: bool = False) -> np.ndarray:
     """Read one array from a file that torch.save wrote, without running code from it.
 
     `numpy_array` additionally admits what a pickled float32 NumPy array names, and no more.
@@ -208,7 +143,7 @@ def _imagenet_sha256():
     return {name: sha256 for sha256, name in sorted(pairs, key=lambda pair: pair[1])}
 
 
-def centre_crop(image, short=256, size=224):
+def centre_crop(image: "Image", short: int = 256, size: int = 224) -> np.ndarray:
     """Scale a PIL image to `short` pixels on its short side; return the centre (size, size, 3)."""
     from PIL import Image
 
@@ -219,7 +154,7 @@ def centre_crop(image, short=256, size=224):
 
 
 def _imagenet_sample(folder, split):
-    from concurrent.futures import ThreadPoolExecutor
+    from multiprocessing.pool import ThreadPool
 
     from PIL import Image
     from tqdm.auto import tqdm
@@ -227,8 +162,8 @@ def _imagenet_sample(folder, split):
     files = _imagenet_sha256()
     fetcher = _fetcher(folder, IMAGENET_SAMPLE, files)
     get = partial(fetcher.fetch, downloader=partial(_download, progressbar=False))
-    with ThreadPoolExecutor(8) as pool:
-        paths = list(tqdm(pool.map(get, files), total=len(files), desc="imagenet-sample"))
+    with ThreadPool(8) as pool:  # whose threads nobody waits for after an error or an interrupt
+        paths = list(tqdm(pool.imap(get, files), total=len(files), desc="imagenet-sample"))
     x = np.empty((len(paths), 224, 224, 3), np.uint8)
     for row, path in zip(x, paths, strict=True):
         with Image.open(path) as image:
@@ -290,7 +225,7 @@ SETS = {
         licence="CC BY-SA 3.0",
         home="http://yann.lecun.com/exdb/mnist",
         cite="lecun1998",
-        fetch=partial(_one_archive, "MNIST"),
+        fetch=partial(vision.one_archive, "MNIST"),
     ),
     "fashion-mnist": Source(
         splits=("train", "test"),
@@ -299,7 +234,7 @@ SETS = {
         licence="MIT",
         home="https://github.com/zalandoresearch/fashion-mnist",
         cite="xiao2017",
-        fetch=partial(_one_archive, "FashionMNIST"),
+        fetch=partial(vision.one_archive, "FashionMNIST"),
     ),
     "usps": Source(
         splits=("train", "test"),
@@ -308,7 +243,7 @@ SETS = {
         licence="not stated",
         home="https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets",
         cite="hull1994",
-        fetch=_usps,
+        fetch=vision.usps,
     ),
     "cifar10": Source(
         splits=("train", "test"),
@@ -317,7 +252,7 @@ SETS = {
         licence="not stated",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         cite="krizhevsky2009",
-        fetch=partial(_one_archive, "CIFAR10"),
+        fetch=partial(vision.one_archive, "CIFAR10"),
     ),
     "cifar100": Source(
         splits=("train", "test"),
@@ -326,7 +261,7 @@ SETS = {
         licence="not stated",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         cite="krizhevsky2009",
-        fetch=partial(_one_archive, "CIFAR100"),
+        fetch=partial(vision.one_archive, "CIFAR100"),
     ),
     "svhn": Source(
         splits=("train", "test"),
@@ -335,7 +270,7 @@ SETS = {
         licence="non-commercial use",
         home="http://ufldl.stanford.edu/housenumbers",
         cite="netzer2011",
-        fetch=_svhn,
+        fetch=vision.svhn,
     ),
     "stl10": Source(
         splits=("train", "test", "unlabeled"),
@@ -344,7 +279,7 @@ SETS = {
         licence="not stated (ImageNet images)",
         home="https://cs.stanford.edu/~acoates/stl10",
         cite="coates2011",
-        fetch=_stl10,
+        fetch=vision.stl10,
     ),
     "imagenet-sample": Source(
         splits=("all",),
