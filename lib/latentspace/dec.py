@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "ClusterStatistics", "clustering_gradients", "clustering_loss", "log_assignment",
-    "member_surprise", "soft_assignment", "soft_frequency", "squared_distances",
+    "ClusterStatistics", "PooledDecoder", "clustering_gradients", "clustering_loss",
+    "log_assignment", "member_surprise", "soft_assignment", "soft_frequency", "squared_distances",
     "target_distribution", "total_surprise",
 ]  # fmt: skip
 
@@ -207,3 +207,27 @@ class ClusterStatistics(nn.Module):
         enough = (count > 1)[:, None]  # one row has no variance
         new = self.variance.lerp(variance, self.momentum)
         self.variance.copy_(torch.where(enough, new, self.variance))
+
+
+class PooledDecoder(nn.Module):
+    """A decoder whose third layer also sees the statistics of the row's cluster (StatDEC eq. 6).
+
+    The weights on the statistics start at zero, so it starts as the decoder it was made from.
+    """
+
+    def __init__(self, decoder: nn.Sequential, n_clusters: int) -> None:
+        super().__init__()
+        linear = [i for i, layer in enumerate(decoder) if isinstance(layer, nn.Linear)]
+        if len(linear) < 3:
+            raise ValueError("statistics pooling needs two hidden layers or more in the decoder")
+        old = decoder[linear[2]]
+        self.head, self.tail = decoder[: linear[2]], decoder[linear[2] + 1 :]
+        self.pooling = ClusterStatistics(n_clusters, old.in_features)
+        self.joined = nn.Linear(1 + 3 * old.in_features, old.out_features)
+        with torch.no_grad():
+            self.joined.weight.zero_()
+            self.joined.weight[:, : old.in_features] = old.weight
+            self.joined.bias.copy_(old.bias)
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        return self.tail(self.joined(self.pooling(self.head(z), labels)))

@@ -7,18 +7,19 @@ stays of the reconstruction, and in the weight that the target gives to each clu
 
 import copy
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from latentspace.autoencoders import PlainAutoencoder, pretrain
 from latentspace.dec import (
-    ClusterStatistics,
+    PooledDecoder,
     clustering_loss,
     member_surprise,
     soft_assignment,
@@ -35,91 +36,10 @@ from latentspace.estimators import (
     fitting,
     initial_weights,
 )
-from latentspace.networks import mlp
 from latentspace.training import batches, fit, pick_device, predict
 from latentspace.training.tensors import as_tensor
 
-__all__ = ["DEC", "IDEC", "PlainAutoencoder", "StatDEC", "pretrain"]
-
-
-# --- the autoencoder ------------------------------------------------------------------------------
-
-
-class PlainAutoencoder(nn.Module):
-    """Fully connected, ReLU between the layers, nothing behind the code and the output.
-
-    Parameters
-    ----------
-    n_features, latent_dim : int
-        D and d.
-    hidden : sequence of int
-        Widths of the encoder's hidden layers; the decoder mirrors them.
-    """
-
-    def __init__(self, n_features: int, latent_dim: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        self.encoder = mlp(n_features, latent_dim, hidden)
-        self.decoder = mlp(latent_dim, n_features, list(reversed(hidden)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstructions (n, D) of ``x`` (n, D)."""
-        return self.decoder(self.encoder(x))
-
-
-class _PooledDecoder(nn.Module):
-    """A decoder whose third layer also sees the statistics of the row's cluster (StatDEC eq. 6).
-
-    The weights on the statistics start at zero, so it starts as the decoder it was made from.
-    """
-
-    def __init__(self, decoder: nn.Sequential, n_clusters: int) -> None:
-        super().__init__()
-        linear = [i for i, layer in enumerate(decoder) if isinstance(layer, nn.Linear)]
-        if len(linear) < 3:
-            raise ValueError("statistics pooling needs two hidden layers or more in the decoder")
-        old = decoder[linear[2]]
-        self.head, self.tail = decoder[: linear[2]], decoder[linear[2] + 1 :]
-        self.pooling = ClusterStatistics(n_clusters, old.in_features)
-        self.joined = nn.Linear(1 + 3 * old.in_features, old.out_features)
-        with torch.no_grad():
-            self.joined.weight.zero_()
-            self.joined.weight[:, : old.in_features] = old.weight
-            self.joined.bias.copy_(old.bias)
-
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        return self.tail(self.joined(self.pooling(self.head(z), labels)))
-
-
-def pretrain(
-    x: Tensor,
-    latent_dim: int = 10,
-    hidden: Sequence[int] = (500, 500, 2000),
-    *,
-    epochs: int = 50,
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    progress: bool = False,
-) -> PlainAutoencoder:
-    """Train an autoencoder on ``x`` (n, D) by the squared error, with Adam.
-
-    Returns it on the CPU, in evaluation mode. Several estimators may start from the same one, which
-    makes their comparison a paired one.
-    """
-    with initial_weights(seed):
-        network = PlainAutoencoder(x.shape[1], latent_dim, hidden)
-
-    def step(model: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"loss": (model(batch[0]) - batch[0]).square().mean()}
-
-    loader = batches(x, batch_size=min(batch_size, len(x)))
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-    fit(
-        network, loader, step, optimizer=optimizer, epochs=epochs, seed=seed, device=device,
-        progress=progress,
-    )  # fmt: skip
-    return network.cpu().eval()
+__all__ = ["DEC", "IDEC", "StatDEC"]
 
 
 # --- the estimators -------------------------------------------------------------------------------
@@ -159,7 +79,7 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def fit(
         self,
-        X: ArrayLike,
+        X: Any,
         y: Any = None,
         callback: Callable[[int, np.ndarray], Any] | None = None,
     ) -> "_DeepEmbedded":
@@ -171,9 +91,7 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
         with fitting(self):
             X = validate_data(self, X, dtype=np.float64)
             if len(X) < self.n_clusters:
-                raise ValueError(
-                    f"n_samples={len(X)} should be >= n_clusters={self.n_clusters}"
-                )
+                raise ValueError(f"n_samples={len(X)} should be >= n_clusters={self.n_clusters}")
             # One number for all columns, so that pixels keep their proportions (as in DEC).
             self.scale_ = float(np.sqrt(np.square(X).mean())) or 1.0
             self._train(self._tensor(X), draw_seed(self.random_state), callback)
@@ -222,7 +140,9 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
             batch_size=self.batch_size, seed=seed, device=device, progress=self.progress,
         )  # fmt: skip
 
-    def _step(self, network: nn.Module, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    def _step(
+        self, network: nn.Module, batch: Any, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         x, p, labels = batch
         z = network.encoder(x)
         clustering = clustering_loss(p, z, network.centres)
@@ -246,18 +166,18 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
 
     # --- after the fit ---
 
-    def transform(self, X: ArrayLike) -> np.ndarray:
+    def transform(self, X: Any) -> np.ndarray:
         """Latent points (n, d) of ``X`` (n, D)."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         return predict(self.network_.encoder, self._tensor(X)).numpy()
 
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+    def predict_proba(self, X: Any) -> np.ndarray:
         """The soft assignments q (n, K)."""
         z = torch.from_numpy(self.transform(X))
         return soft_assignment(z, torch.from_numpy(self.cluster_centers_)).numpy()
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         """The most similar centre of each row (n,)."""
         return self.predict_proba(X).argmax(1)
 
@@ -408,7 +328,7 @@ class StatDEC(_DeepEmbedded):
     """
 
     _parameter_constraints = _DeepEmbedded._parameter_constraints | {
-        "weight": [Interval(float, 0, 1, closed="both"), Interval(int, 0, 1, closed="both")],
+        "weight": [Interval(Real, 0, 1, closed="both")],
         "target": [StrOptions({"members", "everyone", "frequency"})],
         "pooling": ["boolean"],
     }
@@ -457,4 +377,4 @@ class StatDEC(_DeepEmbedded):
         return soft_frequency(q) if more is None else soft_frequency(q) + more(q)
 
     def _pooled(self, decoder: nn.Sequential) -> nn.Module | None:
-        return _PooledDecoder(decoder, self.n_clusters) if self.pooling else None
+        return PooledDecoder(decoder, self.n_clusters) if self.pooling else None

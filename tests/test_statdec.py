@@ -1,0 +1,153 @@
+"""DEC, IDEC and StatDEC on small data: what each trains, what it keeps, how it fails."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import make_blobs
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import adjusted_rand_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from latentspace.autoencoders import PlainAutoencoder, pretrain
+from latentspace.dec import soft_assignment
+from latentspace.statdec import DEC, IDEC, StatDEC
+
+SMALL = {"n_clusters": 3, "latent_dim": 2, "hidden": (16, 8), "pretrain_epochs": 30, "epochs": 8,
+         "batch_size": 32, "n_init": 3, "random_state": 0, "device": "cpu"}  # fmt: skip
+METHODS = [DEC, IDEC, StatDEC]
+X, Y = make_blobs(
+    [60, 40, 20], cluster_std=[0.5, 1, 0.7], centers=np.array([[0, 0], [9, 0], [0, 9]]) @
+    np.array([[1, 0.5, 0, 2, -1], [0, 1, 1.5, -1, 1]]), random_state=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared():
+    x = torch.tensor(X / np.sqrt((X**2).mean()), dtype=torch.float32)
+    return pretrain(x, 2, (16, 8), epochs=60, batch_size=32, seed=3, device="cpu")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_finds_three_groups(method):
+    model = method(**SMALL).fit(X)
+    assert adjusted_rand_score(Y, model.labels_) > 0.9
+    assert model.labels_.shape == (120,) and model.cluster_centers_.shape == (3, 2)
+    assert len(model.history_) == model.n_iter_ <= 8
+    assert np.isfinite(model.history_).all(axis=None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predictions_agree_with_the_fit(method):
+    model = method(**SMALL).fit(X)
+    np.testing.assert_array_equal(model.predict(X), model.labels_)
+    z, centres = torch.tensor(model.transform(X)), torch.tensor(model.cluster_centers_)
+    np.testing.assert_allclose(model.predict_proba(X), soft_assignment(z, centres), atol=1e-6)
+    np.testing.assert_allclose(model.predict_proba(X).sum(1), 1, atol=1e-6)
+
+
+def test_losses_of_the_siblings():
+    """On history's rows, which log both parts: each weighs them as its paper does."""
+    weighed = {DEC: (1, 0), IDEC: (0.1, 1), StatDEC: (0.1, 0.9)}
+    for method, (clustering, reconstruction) in weighed.items():
+        h = method(**SMALL).fit(X).history_
+        expected = clustering * h["clustering"] + reconstruction * h["reconstruction"]
+        np.testing.assert_allclose(h["loss"], expected, rtol=1e-4)
+
+
+def test_the_same_autoencoder_makes_a_paired_start(shared):
+    before = {name: value.clone() for name, value in shared.state_dict().items()}
+    models = [method(autoencoder=shared, **SMALL).fit(X) for method in METHODS]
+    for model in models[1:]:
+        np.testing.assert_array_equal(model.initial_labels_, models[0].initial_labels_)
+    for name, value in shared.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_idec_keeps_a_decoder_that_works_and_dec_does_not(shared):
+    long = SMALL | {"epochs": 40, "tol": 0.0, "autoencoder": shared}
+    errors = {m: m(**long).fit(X).history_["reconstruction"].iloc[-1] for m in (DEC, IDEC)}
+    assert errors[IDEC] < 0.5 * errors[DEC]
+
+
+def test_pooling_starts_silent(shared):
+    """Before training, the decoder with statistics is the decoder without them."""
+    pooled = StatDEC(**SMALL)._pooled(shared.decoder).eval()
+    z = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    for label in range(3):
+        labels = torch.full((7,), label)
+        torch.testing.assert_close(pooled(z, labels), shared.decoder(z))
+
+
+def test_pooling_needs_two_hidden_layers():
+    with pytest.raises(ValueError, match="two hidden layers"):
+        StatDEC(**SMALL | {"hidden": (8,)}).fit(X)
+    StatDEC(pooling=False, **SMALL | {"hidden": (8,)}).fit(X)
+
+
+def test_stops_when_labels_rest():
+    still = DEC(tol=1.0, **SMALL).fit(X)  # less than all labels change
+    assert still.n_iter_ == 1
+    assert DEC(tol=0.0, **SMALL).fit(X).n_iter_ == 8
+
+
+def test_callback_sees_each_target():
+    seen = {}
+    model = IDEC(tol=0.0, **SMALL).fit(X, callback=seen.__setitem__)
+    assert list(seen) == list(range(1, 9))
+    np.testing.assert_array_equal(seen[8], model.labels_)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"n_clusters": 0}, "n_clusters"), ({"n_clusters": 121}, "n_samples=120"),
+     ({"lr": 0.0}, "lr"), ({"epochs": 0}, "epochs"), ({"tol": -1.0}, "tol")],
+)  # fmt: skip
+def test_refusals(method, changed, message):
+    with pytest.raises(ValueError, match=message):
+        method(**SMALL | changed).fit(X)
+
+
+def test_own_refusals():
+    for changed in ({"weight": 1.5}, {"target": "all"}, {"pooling": 2}):
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            StatDEC(**SMALL, **changed).fit(X)
+    with pytest.raises(ValueError, match="NaN"):
+        DEC(**SMALL).fit(np.where(X[3, 1] == X, np.nan, X))
+
+
+def test_an_interrupted_fit_changes_nothing():
+    def stop(epoch, labels):
+        raise KeyboardInterrupt
+
+    model = DEC(**SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, callback=stop)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    before = model.fit(X).predict_proba(X)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(-3 * X[:50], callback=stop)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_fit_in_any_unit(method):
+    first, again, tiny = (method(**SMALL).fit(x) for x in (X, X.copy(), 1e-9 * X))
+    np.testing.assert_array_equal(first.transform(X), again.transform(X))
+    assert adjusted_rand_score(first.labels_, tiny.labels_) == 1
+    assert clone(first).get_params() == first.get_params()
+
+
+def test_mirrored_widths():
+    network = PlainAutoencoder(6, 2, (5, 4))
+    shapes = [tuple(p.shape) for p in network.parameters() if p.ndim == 2]
+    assert shapes == [(5, 6), (4, 5), (2, 4), (4, 2), (5, 4), (6, 5)]
+
+
+@parametrize_with_checks(
+    [m(**SMALL | {"n_clusters": 2, "pretrain_epochs": 20, "epochs": 4}) for m in METHODS]
+)
+def test_scikit_learn(estimator, check):
+    check(estimator)
