@@ -512,7 +512,7 @@ def test_leftovers_of_a_killed_process_are_cleared(deepdpm, home):
     raw = home / "usps-umap" / "raw" / "umap_embedded_datasets"
     raw.mkdir(parents=True)
     (raw / "tmpabc").write_bytes(b"half")
-    (home / "usps-umap" / "all.npz.part").write_bytes(b"half")
+    (home / "usps-umap" / ".all.npz.1234.part").write_bytes(b"half")
     np.testing.assert_array_equal(data.load("usps-umap", "all").y, LABELS)
     assert left_behind(home) == ["all.npz"]
 

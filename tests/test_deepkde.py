@@ -265,7 +265,8 @@ def test_history_equals_a_bare_loops(normal):
         ({"threshold": -1.0}, "threshold must be"),
         ({"batch_size": 3}, "batch_size must be 4"),
         ({"epochs": 0}, "epochs"),
-        ({"epochs": 0}, "epochs"),
+        ({"floor": -0.1}, "the weight of what is left out"),
+        ({"floor": 0.1, "leave_one_out": False}, "the weight of what is left out"),
         ({"lr": -0.1}, "learning rate"),
     ],
 )

@@ -19,6 +19,7 @@ from latentspace.training import (
     batches,
     checkpoints,
     fit,
+    loop,
     pick_device,
     predict,
     progress,

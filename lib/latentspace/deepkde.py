@@ -55,6 +55,8 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     leave_one_out : bool
         False gives the paper's loss, in which each point sees its own kernel (K4). With True the
         loss is unbounded below: in ten dimensions long training can run away (K15).
+    floor : float in [0, 1]
+        The weight that a left-out kernel keeps. A small one bounds the loss below again (K15).
     random_state : int, RandomState or None
     device : str, optional
         A torch device; the best there is by default.
@@ -86,6 +88,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         lr=0.01,
         drop_epoch=200,
         leave_one_out=True,
+        floor=0.0,
         random_state=None,
         device=None,
         progress=False,
@@ -101,6 +104,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         self.lr = lr
         self.drop_epoch = drop_epoch
         self.leave_one_out = leave_one_out
+        self.floor = floor
         self.random_state = random_state
         self.device = device
         self.progress = progress
@@ -128,9 +132,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             torch.manual_seed(seed)
             network = Autoencoder(X.shape[1], d, self.hidden)
         mixture = self.target == "mixture"
-        self.target_ = TargetMixture.on_axes(
-            k if mixture else 1, d, self.radius * mixture, device
-        )
+        self.target_ = TargetMixture.on_axes(k if mixture else 1, d, self.radius * mixture, device)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [self.drop_epoch])
         # A last batch of a few rows would be a poor density estimate.
@@ -170,6 +172,10 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             raise ValueError(f"radius must be positive, got {self.radius}")
         if self.threshold is not None and not self.threshold >= 0:
             raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
+        if not 0 <= self.floor <= 1 or (self.floor and not self.leave_one_out):
+            raise ValueError(
+                f"floor, in [0, 1], is the weight of what is left out, got {self.floor}"
+            )
         if self.batch_size < 4:
             raise ValueError(f"batch_size must be 4 or more, got {self.batch_size}")
         if self.epochs < 1:
@@ -190,7 +196,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             bandwidth = scott_bandwidth(len(x), d)
             terms = {}
             if alpha:
-                loss = js_loss(latent, draws, bandwidth, self.leave_one_out, generator)
+                loss = js_loss(latent, draws, bandwidth, self.leave_one_out, generator, self.floor)
                 terms |= {"pdf": loss, "js": js_divergence(loss.detach(), entropy)}
             if beta and self.target == "mixture":
                 terms["cluster"] = centre_loss(latent, labels, target.centres, threshold)

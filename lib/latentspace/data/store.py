@@ -123,7 +123,9 @@ def fetch(name, split):
 
 def _fetch_into(folder, split, source):
     raw = folder / "raw"
-    shutil.rmtree(raw, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(raw, ignore_errors=True)  # left by a process that was killed, as are parts
+    for part in folder.glob(".*.part"):
+        part.unlink()
     raw.mkdir()
     try:
         for part, arrays in source.fetch(raw, split):
