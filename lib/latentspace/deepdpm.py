@@ -128,7 +128,7 @@ class DeepDPM(DirichletMixture):
         freeze: int = 2,
         settle: int = 10,
         random_state: int | np.random.RandomState | None = None,
-    ):
+    ) -> None:
         self.initial_clusters = initial_clusters
         self.alpha = alpha
         self.kappa = kappa
