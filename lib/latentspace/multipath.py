@@ -1,0 +1,304 @@
+"""The thesis's multi-path networks by name, and the language of plans that they are written in.
+
+`network` builds any network of its Tables 3.2-3.4 that has a plan or paths of its own;
+`MultiPathClassifier` trains one on images or vectors.
+
+What each name has as parameters, in millions, beside the printed count (T2, T5):
+
+=============  =====  =======     ===============  ======  =======
+network        ours   printed     network          ours    printed
+=============  =====  =======     ===============  ======  =======
+BaseCNN        .552   .55         BaseCNN-2-CP     1.296   1.3
+WideCNN        1.673  1.67        BaseCNN-3-CP     2.226   2.23
+DeepCNN        2.045  2.0         BaseCNN-4-CP     3.344   3.34
+SEBaseCNN      .581   .58         BaseCNN-2-CC     1.111   1.11
+SEDeepCNN      2.133  2.06        BaseCNN-3-CC     1.667   1.67
+BaseCNN-3      1.656  1.5         BaseCNN-4-CC     2.222   2.22
+=============  =====  =======     ===============  ======  =======
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentspace.routing import CrossConnection, CrossPrediction, CrossStitch, SqueezeExcitation
+
+__all__ = ["MultiPath", "ParallelConvolutions", "ParallelDense", "multipath", "network"]
+
+BASE = "C32 C32 M C64 C64 M C128 C128 M F128 F12"
+WIDE = "C64 C64 M C128 C128 M C256 C256 M F128 F12"
+DEEP = "C32 C32 M C64 C64 M C128 C128 C128 M C256 C256 C256 M F128 F12"
+BASE_CC = "R C32 C32 M R C64 C64 M R C128 C128 M R F128 R F12"
+BASE_CP = "P32 C32 M P64 C64 M P128 C128 M F128 P12"
+VGG13_CC = "R C32 C32 M R C64 C64 M R C128 C128 M R C256 C256 M R C256 C256 M R F256 R F256"
+
+
+# --- layers that parallel paths go through, each by itself ----------------------------------------
+
+
+class ParallelConvolutions(nn.Module):
+    """Convolutions and poolings of m paths that do not see each other.
+
+    Parameters
+    ----------
+    paths, width : int
+        m, and the channels of a path that comes in.
+    items : sequence of str
+        "C64": 3 x 3 convolution to 64 channels of the same size, batch normalisation if ``norm``,
+        ReLU; "M": maximum over 2 x 2; "E": squeeze-and-excitation (with one path only).
+    norm : bool
+    squeeze : int
+        Hidden units of "E".
+    grouped : bool
+        All paths at once by grouped convolutions, or path by path. The same numbers either way
+        (tested); which is faster depends on the machine: ``tests/benchmarks/routing.py``.
+
+    ``forward``: (n, m, width, height, width) to (n, m, c, smaller height, smaller width).
+    """
+
+    def __init__(
+        self,
+        paths: int,
+        width: int,
+        items: Sequence[str],
+        norm: bool = True,
+        squeeze: int = 32,
+        grouped: bool = False,
+    ) -> None:
+        super().__init__()
+        self.paths, self.grouped, self.layers = paths, grouped, nn.ModuleList()
+        for item in items:
+            if item[0] == "C":
+                self.layers.append(_Convolution(paths, width, int(item[1:]), norm))
+                width = int(item[1:])
+            elif item == "M":
+                self.layers.append(nn.MaxPool2d(2))
+            elif paths == 1:
+                self.layers.append(SqueezeExcitation(width, squeeze))
+            else:
+                raise ValueError("squeeze-and-excitation is built for one path only")
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
+        for layer in self.layers:
+            parts = layer(parts) if isinstance(layer, _Convolution) else [layer(p) for p in parts]
+        return parts[0].unflatten(1, (self.paths, -1)) if self.grouped else torch.stack(parts, 1)
+
+
+class _Convolution(nn.Module):
+    """The same layer for each of a list of parts: m paths, or one part that holds them all."""
+
+    def __init__(self, paths: int, inputs: int, outputs: int, norm: bool) -> None:
+        super().__init__()
+        self.paths = paths
+        self.conv = nn.Conv2d(paths * inputs, paths * outputs, 3, padding=1, groups=paths)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+        nn.init.zeros_(self.conv.bias)
+        self.norm = nn.BatchNorm2d(paths * outputs) if norm else None
+
+    def forward(self, parts: list[Tensor]) -> list[Tensor]:
+        count, groups = len(parts), self.paths // len(parts)
+        biases = [None] * count if self.conv.bias is None else self.conv.bias.chunk(count)
+        weights = self.conv.weight.chunk(count)
+        parts = [
+            F.conv2d(x, weight, bias, padding=1, groups=groups)
+            for x, weight, bias in zip(parts, weights, biases, strict=True)
+        ]
+        if self.norm is not None:
+            n = self.norm
+            means, variances, scales, shifts = (
+                t.chunk(count) for t in (n.running_mean, n.running_var, n.weight, n.bias)
+            )
+            parts = [
+                F.batch_norm(x, *own, self.training, n.momentum, n.eps)
+                for x, *own in zip(parts, means, variances, scales, shifts, strict=True)
+            ]
+        return [x.relu() for x in parts]
+
+
+class ParallelDense(nn.Module):
+    """A dense layer for each of m paths: (n, m, ...), flattened, to (n, m, outputs)."""
+
+    def __init__(self, paths: int, inputs: int, outputs: int, relu: bool = True) -> None:
+        super().__init__()
+        scale = ((2 if relu else 1) / inputs) ** 0.5
+        self.weight = nn.Parameter(torch.randn(paths, inputs, outputs) * scale)
+        self.bias = nn.Parameter(torch.zeros(paths, 1, outputs))
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.baddbmm(self.bias, x.flatten(2).transpose(0, 1), self.weight).transpose(0, 1)
+        return x.relu() if self.relu else x
+
+
+class Branches(nn.ModuleList):
+    """A module for each path: (n, m, ...) to (n, m, ...)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([branch(x[:, i]) for i, branch in enumerate(self)], 1)
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+class MultiPath(nn.Module):
+    """Stages of parallel paths; their last outputs are averaged.
+
+    Parameters
+    ----------
+    stages : sequence of nn.Module
+        Each (n, m, ...) to (n, k, ...).
+    copies : int
+        Paths that get the input as it is; 1 where the first router widens it.
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], copies: int = 1) -> None:
+        super().__init__()
+        self.stages, self.copies = nn.ModuleList(stages), copies
+
+    def _start(self, x: Tensor) -> Tensor:
+        return x[:, None].expand(-1, self.copies, *[-1] * (x.ndim - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, n_classes) of images (n, c, height, width) or vectors (n, c)."""
+        x = self._start(x)
+        for stage in self.stages:
+            x = stage(x)
+        return x.mean(1)
+
+    def gates(self, x: Tensor) -> list[Tensor]:
+        """What each adaptive router decides for ``x``: a list of (n, inputs, outputs)."""
+        x, found = self._start(x), []
+        for stage in self.stages:
+            if isinstance(stage, CrossConnection | CrossPrediction):
+                found.append(stage.gates(x))
+            x = stage(x)
+        return found
+
+
+def multipath(
+    plan: str,
+    shape: Sequence[int],
+    n_classes: int,
+    *,
+    paths: int = 1,
+    hidden: int = 10,
+    norm: bool = True,
+    squeeze: int = 32,
+    grouped: bool = False,
+) -> MultiPath:
+    """Build a network from a plan.
+
+    Parameters
+    ----------
+    plan : str
+        Layers, each in every path: "C32" a 3 x 3 convolution to 32 channels (with batch
+        normalisation if ``norm``) and ReLU, "M" maximum over 2 x 2, "E" squeeze-and-excitation,
+        "F128" dense with ReLU. Routers: "R" cross-connection, "S" cross-stitch, "P64"
+        cross-prediction to 64 channels or units. The dense layer of logits is added to it.
+    shape : (channels, height, width) of images, or (features,) of vectors
+    n_classes : int
+    paths : int >= 1
+        A first item R, S or P is the one-to-many connector; any other gets copies of the input.
+    hidden : int
+        Units of the gate networks.
+    squeeze, grouped : as in `ParallelConvolutions`
+
+    Raises
+    ------
+    ValueError
+        An item that is unknown or cannot stand there; images smaller than the pooling.
+    """
+    for name, value in {"paths": paths, "n_classes": n_classes, "hidden": hidden}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not re.fullmatch(r"(([CFP][1-9]\d*|[MERS])(\s+|$))*", plan.strip()):
+        raise ValueError(f"no plan: {plan!r}")
+    items = plan.split()
+    copies = 1 if items and items[0][0] in "RSP" else paths
+    (width, *size), count, stages, between = shape, copies, [], []
+
+    def flush() -> None:
+        nonlocal width
+        if between:
+            stages.append(
+                ParallelConvolutions(count, width, between, norm, squeeze, grouped)
+            )
+            width = next((int(i[1:]) for i in reversed(between) if i[0] == "C"), width)
+            between.clear()
+
+    for item in items:
+        kind, units = item[0], int(item[1:] or 0)
+        if kind in "CME":
+            if len(size) != 2:
+                raise ValueError(f"{item} in {plan!r} needs maps, not vectors")
+            if kind == "M":
+                if min(size) < 2:
+                    raise ValueError(f"images of {tuple(shape[1:])} are too small for {plan!r}")
+                size = [side // 2 for side in size]
+            between.append(item)
+            continue
+        flush()
+        if kind == "F":
+            for side in size:
+                width *= side
+            stages.append(ParallelDense(count, width, units))
+            width, size = units, []
+        elif kind == "P":
+            kernel = 3 if size else 0
+            stages.append(
+                CrossPrediction(count, paths, width, units, hidden, kernel, norm and kernel > 0)
+            )
+            width, count = units, paths
+        else:
+            router = CrossStitch(count, paths)
+            if kind == "R":
+                router = CrossConnection(count, paths, width, hidden)
+            stages.append(router)
+            count = paths
+    flush()
+    for side in size:
+        width *= side
+    stages.append(ParallelDense(count, width, n_classes, relu=False))
+    return MultiPath(stages, copies)
+
+
+def network(name: str, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32)) -> MultiPath:
+    """Build a network of the thesis's chapter 3 by its name there.
+
+    Parameters
+    ----------
+    name : str
+        BaseCNN, WideCNN, DeepCNN, SEBaseCNN, SEDeepCNN, Cr-Stitch2, BaseCNN-X (no routing),
+        BaseCNN-X-CP, BaseCNN-X-CC and Cr-StitchX for any number X of paths, VGG13-X-CC.
+    n_classes : int
+    shape : (channels, height, width)
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or images too small for the network's poolings.
+    """
+    single = {
+        "BaseCNN": BASE,
+        "WideCNN": WIDE,
+        "DeepCNN": DEEP,
+        "SEBaseCNN": re.sub(r"(C\d+)", r"\1 E", BASE),
+        "SEDeepCNN": re.sub(r"(C\d+)", r"\1 E", DEEP),
+    }
+    if name in single:
+        return multipath(single[name], shape, n_classes)
+    several = {
+        r"BaseCNN-(\d+)": BASE,
+        r"BaseCNN-(\d+)-CP": BASE_CP,
+        r"BaseCNN-(\d+)-CC": BASE_CC,
+        r"Cr-Stitch(\d+)": BASE_CC.replace("R", "S"),
+        r"VGG13-(\d+)-CC": VGG13_CC,
+    }
+    for pattern, plan in several.items():
+        if match := re.fullmatch(pattern, name):
+            return multipath(plan, shape, n_classes, paths=int(match[1]))
+    raise ValueError(f"unknown network {name!r}")
