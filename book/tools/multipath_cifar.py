@@ -45,9 +45,10 @@ PRINTED = {
     "BaseCNN-3": 9.41, "Cr-Stitch2": 7.89, "BaseCNN-2-CC": 7.03, "BaseCNN-3-CC": 6.51,
     "BaseCNN-4-CC": 6.55, "BaseCNN-2-CP": 7.24, "BaseCNN-3-CP": 6.63, "BaseCNN-4-CP": 6.45,
 }  # fmt: skip
+CONTROLS = ("BaseCNN-plain", "BaseCNN-2-CC-plain")  # is it batch normalisation? (T2)
 KEPT = ("BaseCNN-2-CC", "BaseCNN-3-CC", "BaseCNN-3-CP")  # weights of seed 0, for later chapters
 LADDER = "200x5 200x3 150x3 120x3 100x3 80x3 60x3 50x3 40x3 30x3 30x2 30x1 20x1 10x1 5x1"
-BATCH, CHUNK, SLOTS, SAFETY = 128, 13, 12, 1.12
+BATCH, SLOTS, CHUNK, WAITING, SAFETY = 128, 12, 13, 12, 1.12
 
 
 # --- data on the device ---------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class Run:
 
     def _build(self, grouped):
         torch.manual_seed(self.seed)
-        model = network(self.name)
+        model = built(self.name)
         for module in model.modules():
             if hasattr(module, "grouped"):
                 module.grouped = grouped
@@ -155,6 +156,8 @@ class Run:
             self.gradients.append(placed(self.gradient, start, p.shape))
             start += p.numel()
         self.half.copy_(self.weights[: self.half_size])
+        kinds = [(p.dtype, p.ndim) for p in self.parameters]
+        self.alike = [[i for i, k in enumerate(kinds) if k == kind] for kind in set(kinds)]
         self.model = model.train()
         self.buffers = [b for m in norms for b in (m.running_mean, m.running_var)]
         self.start = [t.clone() for t in (self.weights, *self.buffers)]
@@ -166,7 +169,8 @@ class Run:
         x, y = self.data.views(codes)
         loss = F.cross_entropy(self.model(x.to(self.dtype)).float(), y)
         found = torch.autograd.grad(loss, self.parameters)
-        torch._foreach_copy_(self.gradients, list(found))
+        for some in self.alike:  # one kernel for many tensors of one dtype
+            torch._foreach_copy_([self.gradients[i] for i in some], [found[i] for i in some])
         self.gradient.add_(self.weights, alpha=1e-4)
         self.velocity.mul_(0.9).add_(self.gradient)
         self.weights.addcmul_(self.velocity, rate, value=-1)
@@ -184,7 +188,8 @@ class Run:
             self.probabilities[rows] = self.model(x).float().softmax(1)
         self.model.train()
         wrong = (self.probabilities.argmax(1) != self.data.test_labels).float().mean() * 100
-        self.curve.index_copy_(0, self.position // self.data.steps - 1, wrong[None])
+        epoch = (self.position // self.data.steps - 1).clamp(min=0)
+        self.curve.index_copy_(0, epoch, wrong[None])
 
     def _capture(self):
         for _ in range(3):  # cuDNN chooses, allocators fill
@@ -192,18 +197,18 @@ class Run:
         self._test()
         self.stream.synchronize()
         gc.collect()
-        gc.disable()  # an old graph must not be freed while a new one is captured
         graphs = []
         for work in (self._step, self._test):
             graph = torch.cuda.CUDAGraph()
+            gc.disable()  # an old graph must not be freed while a new one is captured
             # Not `torch.cuda.graph`: it would wait for all that other networks still have to do.
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 work()
             finally:
                 graph.capture_end()
+                gc.enable()
             graphs.append(graph)
-        gc.enable()
         self.graphs = graphs  # they own their memory
         self.step, self.test = (graph.replay for graph in graphs)
         self.reset()
@@ -223,10 +228,10 @@ class Run:
         """Launch the next few steps unless enough are waiting; whether any were."""
         while self.pending and self.pending[0].query():
             self.pending.popleft()
-        if len(self.pending) >= 6 or self.done >= epochs * self.data.steps:
+        if len(self.pending) >= WAITING or self.done >= epochs * self.data.steps:
             return False
         with self.on_stream():
-            for _ in range(min(CHUNK, self.data.steps)):
+            for _ in range(min(CHUNK, epochs * self.data.steps - self.done)):
                 self.step()
                 self.done += 1
                 if self.done % self.data.steps == 0:
@@ -255,7 +260,7 @@ class Run:
     @torch.no_grad()
     def state(self):
         """The state dict as arrays: float16, vectors (biases, normalisation) in float32."""
-        full = network(self.name)
+        full = built(self.name)
         arrays, state = {}, self.model.state_dict()
         names = {id(p): name for name, p in self.model.named_parameters()}
         start = 0
@@ -266,6 +271,20 @@ class Run:
             value = state.get(name, torch.zeros_like(value)).float().cpu().numpy()
             arrays[name] = value if value.ndim < 2 else value.astype(np.float16)
         return arrays
+
+
+def built(name):
+    """The network of that name; "-plain" is without batch normalisation.
+
+    Without it He's initial weights do not survive a learning rate of .1. Half their variance is
+    Glorot's, where a layer is as wide as the one before, and does.
+    """
+    model = network(name.removesuffix("-plain"), norm=not name.endswith("-plain"))
+    if name.endswith("-plain"):
+        with torch.no_grad():
+            for p in model.parameters():
+                p *= 0.5**0.5  # biases are zero
+    return model
 
 
 def placed(flat, start, shape):
@@ -349,11 +368,13 @@ class Results:
         curve = run.curve[: run.epochs].cpu().numpy()
         self.arrays["curves"][key] = curve.astype(np.float32)
         self.arrays["probabilities"][key] = run.probabilities.cpu().numpy().astype(np.float16)
-        for i, gates in enumerate(run.gates()):
-            self.arrays["gates"][f"{key}/{i}"] = gates
+        changed = ["curves", "probabilities"]
+        if run.seed < 3:
+            self.arrays["gates"] |= {f"{key}/{i}": g for i, g in enumerate(run.gates())}
+            changed.append("gates")
         if run.seed == 0 and run.name in KEPT:
-            state = {f"{run.name}/{k}": v for k, v in run.state().items()}
-            self.arrays["weights"] |= state
+            self.arrays["weights"] |= {f"{run.name}/{k}": v for k, v in run.state().items()}
+            changed.append("weights")
         entry = {
             "network": run.name, "seed": run.seed, "error": float(curve[-1]),
             "best_epoch_error": float(curve.min()), "epochs": run.epochs,
@@ -363,20 +384,19 @@ class Results:
         }  # fmt: skip
         self.runs.append(entry)
         print(
-            f"{self.about['clock']():6.1f} s  {run.name:13} seed {run.seed}  error {curve[-1]:5.2f}"
+            f"{self.about['clock']():6.1f} s  {run.name:18} seed {run.seed}  error {curve[-1]:5.2f}"
             f" %  loss {entry['last_loss']:.3f}  {milliseconds:.2f} ms a step alone",
             flush=True,
         )
-        self.write()
+        self.write(changed)
 
-    def write(self):
+    def write(self, changed=()):
         about = {k: v for k, v in self.about.items() if k != "clock"}
         text = json.dumps({"about": about, "runs": self.runs}, indent=1)
         write_bytes(self.folder / "runs.json", text.encode())
-        for name, arrays in self.arrays.items():
+        for name in changed:
             content = io.BytesIO()
-            save = np.savez_compressed if name == "weights" else np.savez
-            save(content, **arrays)
+            np.savez(content, **self.arrays[name])
             write_bytes(self.folder / f"{name}.npz", content.getvalue())
         if records := self.records():
             text = json.dumps({"records": records}, indent=1, ensure_ascii=False)
@@ -390,7 +410,7 @@ class Results:
             setting=f"{about['epochs']} epochs of the 200, bfloat16, last epoch",
             device=about["device"], data=self.data.fingerprint,
         )  # fmt: skip
-        for name, printed in PRINTED.items():
+        for name in dict.fromkeys([*PRINTED, *(r["network"] for r in self.runs)]):
             runs = [r for r in self.runs if r["network"] == name]
             if runs:
                 seconds = sum(
@@ -398,7 +418,9 @@ class Results:
                     for r in runs
                 )
                 ours = [r["error"] for r in runs]
-                found.append(record(row=name, paper=printed, ours=ours, seconds=seconds, **common))
+                found.append(record(
+                    row=name, paper=PRINTED.get(name), ours=ours, seconds=seconds, **common
+                ))  # fmt: skip
         seeds = range(about["seeds"])
         base = [f"BaseCNN/{seed}" for seed in seeds]
         groups = {"BaseCNN Ensemble": (7.87, [base[:3]] if len(base) > 2 else [])}
@@ -465,7 +487,7 @@ def main(argv=None):
     parser.add_argument("out", type=Path)
     parser.add_argument("--budget", type=float, default=480, help="seconds, all included")
     parser.add_argument("--ladder", default=LADDER, help="EPOCHSxSEEDS, the dearest first")
-    parser.add_argument("--networks", nargs="+", default=list(PRINTED), choices=list(PRINTED))
+    parser.add_argument("--networks", nargs="+", default=[*PRINTED, *CONTROLS])
     parser.add_argument("--images", type=int, default=0, help="for a trial: so many of each split")
     parser.add_argument("--form", default="auto", choices=("auto", "loop", "grouped"),
                         help="how parallel paths are convolved; auto takes the faster")  # fmt: skip
@@ -532,7 +554,7 @@ def main(argv=None):
     synchronize(device)
     print(f"{clock():6.1f} s  a step of all {round_seconds * 1e3:.2f} ms: {epochs} epochs, {seeds} "
           f"seeds, {'graphs' if graphs else 'plain steps'}", flush=True)  # fmt: skip
-    sizes = {n: sum(p.numel() for p in network(n).parameters()) for n in options.networks}
+    sizes = {n: sum(p.numel() for p in built(n).parameters()) for n in options.networks}
     about = {
         "clock": clock, "epochs": epochs, "seeds": seeds, "graphs": graphs, "device": str(device),
         "device_name": name, "torch": torch.__version__, "ladder": options.ladder,
@@ -552,8 +574,8 @@ def main(argv=None):
     print(f"{clock():6.1f} s  {len(results.runs)} runs done, unfinished: {about['unfinished']}")
     for entry in results.records():
         spread = "" if entry["std"] is None else f" ± {entry['std']:.2f}"
-        print(f"{entry['row']:17} printed {entry['paper']:5.2f}  ours {entry['mean']:5.2f}{spread}"
-              f" (n = {entry['n_seeds']})")  # fmt: skip
+        printed, ours = entry["paper"] or "-", f"{entry['mean']:5.2f}{spread}"
+        print(f"{entry['row']:18} printed {printed:5}  ours {ours} (n = {entry['n_seeds']})")
     return 0
 
 

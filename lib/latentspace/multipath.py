@@ -266,7 +266,9 @@ def multipath(
     return MultiPath(stages, copies)
 
 
-def network(name: str, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32)) -> MultiPath:
+def network(
+    name: str, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32), norm: bool = True
+) -> MultiPath:
     """Build a network of the thesis's chapter 3 by its name there.
 
     Parameters
@@ -276,6 +278,8 @@ def network(name: str, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32)) 
         BaseCNN-X-CP, BaseCNN-X-CC and Cr-StitchX for any number X of paths, VGG13-X-CC.
     n_classes : int
     shape : (channels, height, width)
+    norm : bool
+        Batch normalisation of each convolution (T2).
 
     Raises
     ------
@@ -290,7 +294,7 @@ def network(name: str, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32)) 
         "SEDeepCNN": re.sub(r"(C\d+)", r"\1 E", DEEP),
     }
     if name in single:
-        return multipath(single[name], shape, n_classes)
+        return multipath(single[name], shape, n_classes, norm=norm)
     several = {
         r"BaseCNN-(\d+)": BASE,
         r"BaseCNN-(\d+)-CP": BASE_CP,
@@ -300,5 +304,5 @@ def network(name: str, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32)) 
     }
     for pattern, plan in several.items():
         if match := re.fullmatch(pattern, name):
-            return multipath(plan, shape, n_classes, paths=int(match[1]))
+            return multipath(plan, shape, n_classes, paths=int(match[1]), norm=norm)
     raise ValueError(f"unknown network {name!r}")
