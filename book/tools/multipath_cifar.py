@@ -118,6 +118,7 @@ class Run:
             self._build(grouped)
             self.position = torch.zeros(1, dtype=torch.int64, device=data.device)
             self.loss = torch.zeros((), device=data.device)
+            self.error = torch.zeros((), device=data.device)
             self.curve = torch.zeros(len(rates), device=data.device)
             self.probabilities = torch.zeros(len(data.test), 10, device=data.device)
             self.step, self.test = self._step, self._test
@@ -180,7 +181,7 @@ class Run:
 
     @torch.no_grad()
     def _test(self):
-        """Probabilities of the test images, and their error in per cent into the curve."""
+        """Probabilities of the test images, and their error in per cent."""
         self.model.eval()
         for rows in torch.arange(len(self.data.test)).split(1000):
             rows = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -188,8 +189,7 @@ class Run:
             self.probabilities[rows] = self.model(x).float().softmax(1)
         self.model.train()
         wrong = (self.probabilities.argmax(1) != self.data.test_labels).float().mean() * 100
-        epoch = (self.position // self.data.steps - 1).clamp(min=0)
-        self.curve.index_copy_(0, epoch, wrong[None])
+        self.error.copy_(wrong)
 
     def _capture(self):
         for _ in range(3):  # cuDNN chooses, allocators fill
@@ -236,6 +236,7 @@ class Run:
                 self.done += 1
                 if self.done % self.data.steps == 0:
                     self.test()
+                    self.curve[self.done // self.data.steps - 1].copy_(self.error)
             if self.cuda:
                 event = torch.cuda.Event()
                 event.record()

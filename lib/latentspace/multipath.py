@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentspace.networks import Residual
 from latentspace.routing import CrossConnection, CrossPrediction, CrossStitch, SqueezeExcitation
 
 __all__ = ["MultiPath", "ParallelConvolutions", "ParallelDense", "multipath", "network"]
@@ -139,6 +140,13 @@ class Branches(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([branch(x[:, i]) for i, branch in enumerate(self)], 1)
+
+
+class _Pool(nn.Module):
+    """The mean of each channel: (n, m, c, height, width) to (n, m, c)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(3).mean(3)
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -275,11 +283,13 @@ def network(
     ----------
     name : str
         BaseCNN, WideCNN, DeepCNN, SEBaseCNN, SEDeepCNN, Cr-Stitch2, BaseCNN-X (no routing),
-        BaseCNN-X-CP, BaseCNN-X-CC and Cr-StitchX for any number X of paths, VGG13-X-CC.
+        BaseCNN-X-CP, BaseCNN-X-CC and Cr-StitchX for any number X of paths, VGG13-X-CC;
+        ResNetD, ResNetD-X-CP and ResNetD-X-CC of depth D = 6 k + 2 for images of 32 pixels;
+        ResNet18-X-CC and ResNet50-X-CC for those of 224.
     n_classes : int
     shape : (channels, height, width)
     norm : bool
-        Batch normalisation of each convolution (T2).
+        Batch normalisation of each convolution (T2); the ResNets always have it.
 
     Raises
     ------
@@ -305,4 +315,52 @@ def network(
     for pattern, plan in several.items():
         if match := re.fullmatch(pattern, name):
             return multipath(plan, shape, n_classes, paths=int(match[1]), norm=norm)
+    if match := re.fullmatch(r"ResNet(18|50)-(\d+)-CC", name):
+        return _imagenet_resnet(f"resnet{match[1]}", int(match[2]), n_classes)
+    if match := re.fullmatch(r"ResNet(\d+)(?:-(\d+)-(CP|CC))?", name):
+        depth, paths = int(match[1]), int(match[2] or 1)
+        if depth % 6 == 2 and depth >= 8:
+            return _cifar_resnet(depth // 6, paths, match[3], n_classes, shape[0])
     raise ValueError(f"unknown network {name!r}")
+
+
+def _cifar_resnet(
+    blocks: int, paths: int, routing: str | None, n_classes: int, channels: int
+) -> MultiPath:
+    def branch(inputs: int, outputs: int) -> nn.Sequential:
+        rest = (Residual(outputs, outputs, 1) for _ in range(blocks - 1))
+        return nn.Sequential(Residual(inputs, outputs, outputs // inputs), *rest)
+
+    widths, hidden = (16, 32, 64), 40
+    if routing == "CP":
+        stages = [CrossPrediction(1, paths, channels, 16, hidden, norm=True)]
+    else:
+        stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        stages = [Branches([nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU())])]
+        if routing == "CC":
+            stages.append(CrossConnection(1, paths, 16, hidden))
+    before = 16
+    for width in widths:
+        if routing == "CP" and width > 16:
+            stages.append(CrossPrediction(paths, paths, before, before, hidden, norm=True))
+        stages.append(Branches(branch(before, width) for _ in range(paths)))
+        if routing == "CC":
+            stages.append(CrossConnection(paths, paths, width, hidden))
+        before = width
+    return MultiPath([*stages, _Pool(), ParallelDense(paths, before, n_classes, relu=False)])
+
+
+def _imagenet_resnet(name: str, paths: int, n_classes: int) -> MultiPath:
+    from torchvision import models
+
+    parts = [getattr(models, name)(num_classes=n_classes) for _ in range(paths)]
+    first = parts[0]
+    stages = [Branches([nn.Sequential(first.conv1, first.bn1, first.relu, first.maxpool)])]
+    stages.append(CrossConnection(1, paths, 64))
+    width = first.fc.in_features // 8
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        stages.append(Branches(getattr(part, layer) for part in parts))
+        stages.append(CrossConnection(paths, paths, width))
+        width *= 2
+    dense = ParallelDense(paths, first.fc.in_features, n_classes, relu=False)
+    return MultiPath([*stages, _Pool(), dense])
