@@ -18,6 +18,14 @@ The curve of test errors is kept to show what choosing an epoch by it would be w
 On CUDA each network is trained in bfloat16 (weights, batch normalisation and their updates in
 float32), channels last; a training step is one CUDA graph, and several networks share the card, a
 stream each. If graphs and plain steps do not agree, or cannot be captured, plain steps are used.
+Seen on an H100 (torch 2.11, another process beside it): graphs agree with plain steps; a step takes
+.95 ms for BaseCNN and 1.9 for BaseCNN-3, but 10 to 29 for each network that begins with a router.
+So the paths' convolutions are not slow as such. What those networks share, and the others lack, is
+a gradient to the 3 channels of the first convolution's input, which is where its gates get theirs,
+and thin matrix products in `route`. `--check` times both against their alternatives and lists the
+kernels of a step: begin there, before the first long run. That run had He's start and networks that
+died of it (see `multipath`); its errors are of no use.
+
 On a CPU the same code runs in float32: ``--images 512 --ladder 1x1`` is a trial.
 """
 
@@ -39,6 +47,7 @@ import torch.nn.functional as F
 from latentspace.files import fingerprint, write_bytes
 from latentspace.multipath import network
 from latentspace.results import record
+from latentspace.routing import route
 
 PRINTED = {
     "BaseCNN": 9.26, "WideCNN": 8.96, "DeepCNN": 8.49, "SEBaseCNN": 8.99, "SEDeepCNN": 8.15,
@@ -58,7 +67,7 @@ class Data:
     """Padded training images, test images and labels on the device, as bytes."""
 
     def __init__(self, folder, device, images):
-        self.device, loaded = device, {}
+        self.folder, self.device, loaded = folder, device, {}
         for split in ("train", "test"):
             with np.load(folder / "cifar10" / f"{split}.npz", allow_pickle=False) as file:
                 x, y = file["x"], file["y"]
@@ -275,17 +284,8 @@ class Run:
 
 
 def built(name):
-    """The network of that name; "-plain" is without batch normalisation.
-
-    Without it He's initial weights do not survive a learning rate of .1. Half their variance is
-    Glorot's, where a layer is as wide as the one before, and does.
-    """
-    model = network(name.removesuffix("-plain"), norm=not name.endswith("-plain"))
-    if name.endswith("-plain"):
-        with torch.no_grad():
-            for p in model.parameters():
-                p *= 0.5**0.5  # biases are zero
-    return model
+    """The network of that name; "-plain" is without batch normalisation."""
+    return network(name.removesuffix("-plain"), norm=not name.endswith("-plain"))
 
 
 def placed(flat, start, shape):
@@ -474,11 +474,59 @@ def check(data, orders, rates):
                 print(f"{name:13} {'grouped' if grouped else 'loop':8}"
                       f"{'graph' if graphs else 'plain'} {ms:7.3f} ms a step, "
                       f"{data.batch / ms * 1e3:8.0f} images/s", flush=True)  # fmt: skip
+    suspects(data)
     runs = [Run("BaseCNN", s, data, orders, rates) for s in range(SLOTS)]
     single, many = alone(runs[0]) / 1e3, together(runs)
     print(f"{SLOTS} x BaseCNN at once: {many * 1e3:.2f} ms a step of all, "
           f"{single * SLOTS / many:.2f} times one after the other", flush=True)  # fmt: skip
     return fine
+
+
+def suspects(data):
+    """Times of what may be slow in a network that begins with a router, and a step's kernels."""
+    dtype = torch.bfloat16 if data.device.type == "cuda" else torch.float32
+
+    def report(name, work, *arguments):
+        for repeat in range(2):  # the first time warms up
+            synchronize(data.device)
+            start = time.perf_counter()
+            for _ in range(10 if repeat else 1):
+                work(*arguments)
+            synchronize(data.device)
+        print(f"{name:58} {(time.perf_counter() - start) * 100:7.3f} ms", flush=True)
+
+    def convolution(channels, to_input):
+        x = torch.randn(data.batch, channels, 32, 32, device=data.device, dtype=dtype)
+        x = x.to(memory_format=torch.channels_last).requires_grad_(to_input)
+        w = torch.randn(32, channels, 3, 3, device=data.device, dtype=dtype)
+        w = w.to(memory_format=torch.channels_last).requires_grad_()
+        F.conv2d(x, w, padding=1).sum().backward()
+
+    def multiplied(paths, gates):
+        return (gates[..., None, None, None] * paths[:, :, None]).sum(1)
+
+    def products(form):
+        x = torch.randn(data.batch, 2, 32, 16, 16, device=data.device, dtype=dtype)
+        g = torch.rand(data.batch, 2, 2, device=data.device, dtype=dtype)
+        form(x.requires_grad_(), g.requires_grad_()).sum().backward()
+
+    for channels, to_input in ((3, False), (3, True), (8, True)):
+        end = "and to its input" if to_input else "to its weights only"
+        name = f"{channels} to 32 channels, gradient {end}"
+        report(name, convolution, channels, to_input)
+    report("route by matrix products", products, route)
+    report("route multiplied out", products, multiplied)
+    if data.device.type == "cuda":
+        orders, rates = data.order(0, 1), torch.full((2,), 0.1, device=data.device)
+        run = Run("BaseCNN-2-CC", 0, data, orders, rates, graphs=False)
+        with run.on_stream():
+            run.step()
+            run.stream.synchronize()
+            with torch.profiler.profile() as profile:
+                run.step()
+                run.stream.synchronize()
+        kernels = profile.key_averages()
+        print(kernels.table(sort_by="self_device_time_total", row_limit=12), flush=True)
 
 
 def main(argv=None):

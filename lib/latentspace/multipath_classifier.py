@@ -158,6 +158,7 @@ class MultiPathClassifier(ClassifierMixin, BaseEstimator):
         fitting = y is not None
         if (X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim) in (3, 4):
             X = np.asarray(X)
+            X = X.astype(X.dtype.newbyteorder("="), order="C", copy=False)
             shape = tuple(image_tensor(X[:1]).shape[1:])
             if not fitting and shape != self.image_shape_:
                 raise ValueError(f"X has images {shape}, fit had {self.image_shape_ or 'vectors'}")

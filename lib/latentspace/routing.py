@@ -133,7 +133,7 @@ class GateNetwork(nn.Module):
 class _Scores(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int, hidden: int) -> None:
         super().__init__()
-        self.weight1 = nn.Parameter(torch.randn(inputs, width, hidden) * (2 / width) ** 0.5)
+        self.weight1 = nn.Parameter(torch.randn(inputs, width, hidden) * (1 / width) ** 0.5)
         self.bias1 = nn.Parameter(torch.zeros(inputs, 1, hidden))
         self.weight2 = nn.Parameter(torch.randn(inputs, hidden, outputs) * (1 / hidden) ** 0.5)
         self.bias2 = nn.Parameter(torch.zeros(inputs, 1, outputs))
@@ -195,8 +195,8 @@ class CrossPrediction(nn.Module):
         self.inputs, self.outputs, self.kernel = inputs, outputs, kernel
         self.gates = GateNetwork(inputs, outputs, width, hidden)
         sides = (kernel, kernel) if kernel else ()
-        # He's initialisation for what one prediction sees, as if it stood alone.
-        scale = (2 / (width * max(1, kernel) ** 2)) ** 0.5
+        # Glorot's start for one prediction, as if it stood alone.
+        scale = (2 / ((width + features) * max(1, kernel) ** 2)) ** 0.5
         self.weight = nn.Parameter(torch.randn(outputs, features, inputs * width, *sides) * scale)
         self.bias = nn.Parameter(torch.zeros(inputs, outputs, features))
         channels = outputs * features
