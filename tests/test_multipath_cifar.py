@@ -56,11 +56,11 @@ def data_path(data):
 
 
 def test_the_step_is_torchs_sgd_without_idle_biases(data):
-    orders, rates = data.order(0, 3), torch.tensor([0.1, 0.02, 0.02])
+    orders, rates = data.order(0, 3), torch.tensor([0.01, 0.002, 0.002])
     run = tool.Run("BaseCNN-2-CC", 0, data, orders, rates)
     torch.manual_seed(0)
     model = tool.built("")
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
     for k in range(3):
         x, y = data.views(orders[k])
         optimizer.param_groups[0]["lr"] = float(rates[k])
@@ -106,7 +106,7 @@ def test_a_whole_run_writes_records_and_can_be_started_again(folder, tmp_path):
     assert [(r["row"], r["n_seeds"]) for r in records] == [("BaseCNN", 2), ("BaseCNN-2-CC", 2)]
     with np.load(out / "probabilities.npz") as file:
         wrong = (file["BaseCNN/1"].argmax(1) != np.arange(N) % 10).mean() * 100
-        assert records[0]["values"][1] == pytest.approx(wrong)
+        assert records[0]["values"][1] == pytest.approx(wrong, abs=2.6)  # one tie in float16
     with np.load(out / "gates.npz") as file:
         assert file["BaseCNN-2-CC/0/1"].shape == (N, 2, 2)
     with np.load(out / "weights.npz") as file, torch.no_grad():
@@ -124,13 +124,13 @@ def test_a_whole_run_writes_records_and_can_be_started_again(folder, tmp_path):
 
 
 def test_training_stops_at_the_deadline(data):
-    seconds = iter(range(1000))
+    seconds = iter(range(0, 1000, 3))
     made = lambda name, seed: tool.Run(  # noqa: E731
-        name, seed, data, data.order(seed, 50), torch.full((51,), 0.1)
+        name, seed, data, data.order(seed, 400), torch.full((401,), 0.1)
     )
     found = types.SimpleNamespace(add=lambda *_: None)
     jobs = [("BaseCNN", 0), ("BaseCNN", 1)]
-    left = tool.train(jobs, 50, made, {"BaseCNN": 1.0}, found, lambda: next(seconds), 10)
+    left = tool.train(jobs, 400, made, {"BaseCNN": 1.0}, found, lambda: next(seconds), 10)
     assert left == jobs
 
 
