@@ -102,8 +102,8 @@ class _Convolution(nn.Module):
         super().__init__()
         self.paths = paths
         self.conv = nn.Conv2d(paths * inputs, paths * outputs, 3, padding=1, groups=paths)
-        # Glorot's start. From He's, of twice the variance, five of thirteen networks learned nothing
-        # at the thesis's learning rate of .1 in a short run on a GPU; the cause was not separated.
+        # Glorot's start. From He's, of twice the variance, five of thirteen networks learned
+        # nothing at the thesis's rate of .1 in a short run on a GPU; no test separated the cause.
         nn.init.normal_(self.conv.weight, std=(2 / (9 * (inputs + outputs))) ** 0.5)
         nn.init.zeros_(self.conv.bias)
         self.norm = nn.BatchNorm2d(paths * outputs) if norm else None
