@@ -339,7 +339,13 @@ def aligned_zip(entries):
 RNG = np.random.default_rng(5)
 EMBEDDING = RNG.normal(size=(23, 10)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 23)
-STEMS = {"mnist-umap": "MNIST", "usps-umap": "USPS", "fashion-umap": "FASHION"}
+STEMS = {
+    "mnist-umap": "MNIST",
+    "usps-umap": "USPS",
+    "fashion-umap": "FASHION",
+    "mnist-imbalanced-umap": "MNIST_IMBALANCED",
+    "fashion-imbalanced-umap": "FASHION_IMBALANCED",
+}
 
 
 @pytest.fixture
@@ -356,7 +362,7 @@ def deepdpm(server, monkeypatch):
 
 
 def serve_umap(deepdpm, name="usps-umap", labels=LABELS, data=None, **options):
-    data = pt(EMBEDDING, as_numpy=name == "fashion-umap") if data is None else data
+    data = pt(EMBEDDING, as_numpy=name.startswith("fashion")) if data is None else data
     deepdpm(f"umap_embedded_datasets/{STEMS[name]}/train_data.pt", data, **options)
     deepdpm(f"umap_embedded_datasets/{STEMS[name]}/train_labels.pt", pt(labels))
 
@@ -369,7 +375,7 @@ def test_umap_embeddings(deepdpm, home, name, label_type):
     np.testing.assert_array_equal(x, EMBEDDING)
     np.testing.assert_array_equal(y, LABELS)
     assert x.dtype == np.float32 and y.dtype == np.int64
-    assert names[9] == ("ankle boot" if name == "fashion-umap" else "9")
+    assert names[9] == ("ankle boot" if name.startswith("fashion") else "9")
     assert left_behind(home) == ["all.npz"]
     with zipfile.ZipFile(home / name / "all.npz") as stored:
         assert sorted(stored.namelist()) == ["x.npy", "y.npy"]
@@ -380,6 +386,11 @@ def test_a_second_load_downloads_nothing(deepdpm, server):
     data.load("usps-umap", "all")
     data.load("usps-umap", "all")
     assert len(server.requests) == 2
+
+
+def test_an_imbalanced_fashion_embedding_may_hold_a_tensor(deepdpm):
+    serve_umap(deepdpm, "fashion-imbalanced-umap", data=pt(EMBEDDING))
+    np.testing.assert_array_equal(data.load("fashion-imbalanced-umap", "all").x, EMBEDDING)
 
 
 @pytest.mark.parametrize("name", ["usps-umap", "fashion-umap"])
@@ -433,6 +444,18 @@ def test_moco_features(deepdpm, home):
         np.testing.assert_array_equal(y, labels[split])
         assert len(names) == 50
     assert left_behind(home) == ["test.npz", "train.npz"]
+
+
+def test_imbalanced_moco_features(deepdpm, home):
+    x, y = unit_rows(4), np.array([3, 49, 3, 0.0])
+    deepdpm("MOCO/IMAGENET_50_IMB/test_data.pt", pt(x))
+    deepdpm("MOCO/IMAGENET_50_IMB/test_labels.pt", pt(y))
+    loaded = data.load("imagenet50-imbalanced-moco", "test")
+    np.testing.assert_array_equal(loaded.x, x)
+    np.testing.assert_array_equal(loaded.y, y)
+    assert len(loaded.names) == 50 and left_behind(home) == ["test.npz"]
+    with pytest.raises(ValueError, match="train"):
+        data.load("imagenet50-imbalanced-moco", "train")
 
 
 @pytest.mark.parametrize(
@@ -977,7 +1000,7 @@ def test_the_table_lists_every_set(home, capsys):
     out = capsys.readouterr().out
     assert str(home) in out
     rows = {line.split()[0]: line for line in out.splitlines()[3:]}
-    assert list(rows) == data.names() and len(rows) == 16
+    assert list(rows) == data.names() and len(rows) == 19
     for name, words in {
         "usps": ["train, test ", " 2.5 ", " train ", "csie.ntu.edu.tw"],
         "usps-umap": [" yes ", "MIT"],
@@ -1065,6 +1088,8 @@ REAL = {
     ("mnist-umap", "all"): ((70000, 10), np.float32),
     ("usps-umap", "all"): ((9298, 10), np.float32),
     ("fashion-umap", "all"): ((70000, 10), np.float32),
+    ("mnist-imbalanced-umap", "all"): ((47298, 10), np.float32),
+    ("fashion-imbalanced-umap", "all"): ((46971, 10), np.float32),
     ("imagenet50-moco", "train"): ((64274, 128), np.float32),
     ("imagenet50-moco", "test"): ((2500, 128), np.float32),
 }
@@ -1085,6 +1110,14 @@ def test_real_files(name, split, monkeypatch):
     assert (x.shape, x.dtype) == REAL[name, split]
     assert y.shape == x.shape[:1] and y.dtype == np.int64
     assert set(np.unique(y)) == set(range(len(names)))  # every class occurs
+
+
+def test_real_imbalanced_moco_features_are_some_of_the_balanced_ones(monkeypatch):
+    x, y, names = real("imagenet50-imbalanced-moco", "test", monkeypatch)
+    whole = real("imagenet50-moco", "test", monkeypatch)
+    classes = {row.tobytes(): label for row, label in zip(whole.x, whole.y, strict=True)}
+    assert [classes[row.tobytes()] for row in x] == y.tolist()
+    assert (len(x), len(np.unique(y)), len(names)) == (2501, 48, 50)
 
 
 def test_real_imagenet_names_are_those_of_the_list(monkeypatch):
@@ -1114,7 +1147,7 @@ def test_real_embeddings_are_the_published_ones(name, server, home, monkeypatch)
     umap = real(name, "all", monkeypatch)
     labels = umap.y.astype(np.float64 if name == "usps-umap" else np.uint8)
     folder = f"umap_embedded_datasets/{STEMS[name]}"
-    server.files[f"{folder}/train_data.pt"] = pt(umap.x, as_numpy=name == "fashion-umap")
+    server.files[f"{folder}/train_data.pt"] = pt(umap.x, as_numpy=name.startswith("fashion"))
     server.files[f"{folder}/train_labels.pt"] = pt(labels)
     monkeypatch.setattr(sources, "DEEPDPM", server.url)
     monkeypatch.setenv("LATENTSPACE_DATA", str(home))

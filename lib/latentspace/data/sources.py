@@ -113,6 +113,18 @@ DEEPDPM_SHA256 = {
         "4798f359a701e4a5e031ebd7a54de838c2b376a316392fc2ab3e6abbfa1f9a49",
     "MOCO/IMAGENET_50/train_labels.pt":
         "dc11d230f6500603d7836ecaf024dee3f536299537051f92e555d553ae445600",
+    "umap_embedded_datasets/MNIST_IMBALANCED/train_data.pt":
+        "d19324ea311d55289bd7ce43fa944234e9e17b6d5ceac6b912d15e05f35e8f9c",
+    "umap_embedded_datasets/MNIST_IMBALANCED/train_labels.pt":
+        "77d2ef49fc311ef96c4d41c05b21a8f8f5aea55c4732cd88adf66ca1fdb25dee",
+    "umap_embedded_datasets/FASHION_IMBALANCED/train_data.pt":
+        "cddf9634734f539ad810f6ddd2672418e3b6d381618abc0a119cf37023c1b4ef",
+    "umap_embedded_datasets/FASHION_IMBALANCED/train_labels.pt":
+        "033bcc74894f7910b0faba9ae0ba3a1a72d798700fcd6fcf95ec4d8556345929",
+    "MOCO/IMAGENET_50_IMB/test_data.pt":
+        "fa68463155ba140aa148ff9511a4d022a35c884db5909d2f86c6a66dd8ff5834",
+    "MOCO/IMAGENET_50_IMB/test_labels.pt":
+        "eff1758568ca872a13c02acefabc722aa85d6cc9ade17b14a604e21f2e2351c7",
     # Its hash is not published: see `_imagenet50_moco` for what is checked instead.
     "MOCO/IMAGENET_50/train_data.pt": None,
 }  # fmt: skip
@@ -178,12 +190,13 @@ def _read_labels(path):
 
 def _umap(stem, folder, split):
     get = partial(_fetcher(folder, DEEPDPM, DEEPDPM_SHA256).fetch, downloader=_download)
-    x = read_pt(get(f"umap_embedded_datasets/{stem}/train_data.pt"), numpy_array=stem == "FASHION")
+    path = get(f"umap_embedded_datasets/{stem}/train_data.pt")
+    x = read_pt(path, numpy_array=stem.startswith("FASHION"))  # the others hold a tensor
     y = _read_labels(get(f"umap_embedded_datasets/{stem}/train_labels.pt"))
     yield "all", {"x": x.astype(np.float32), "y": y}
 
 
-def _imagenet50_moco(folder, split):
+def _imagenet50_moco(stem, folder, split):
     """The DeepDPM authors' MoCo features (N, 128), of unit length.
 
     No hash of the training features is known. Like the others they come by https from a fixed
@@ -192,8 +205,8 @@ def _imagenet50_moco(folder, split):
     """
     get = _fetcher(folder, DEEPDPM, DEEPDPM_SHA256).fetch
     download = partial(_download, check=_check_crc)
-    x = read_pt(get(f"MOCO/IMAGENET_50/{split}_data.pt", downloader=download)).astype(np.float32)
-    y = _read_labels(get(f"MOCO/IMAGENET_50/{split}_labels.pt", downloader=_download))
+    x = read_pt(get(f"MOCO/{stem}/{split}_data.pt", downloader=download)).astype(np.float32)
+    y = _read_labels(get(f"MOCO/{stem}/{split}_labels.pt", downloader=_download))
     if x.shape != (len(y), 128) or not np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-3):
         raise ValueError(f"{split}_data.pt is not {len(y)} unit vectors of width 128: {x.shape}")
     yield split, {"x": x, "y": y}
@@ -369,15 +382,23 @@ SETS = {
             ("mnist-umap", "MNIST", DIGITS, 3.4),
             ("usps-umap", "USPS", DIGITS, 0.5),
             ("fashion-umap", "FASHION", CLOTHES, 3.4),
+            ("mnist-imbalanced-umap", "MNIST_IMBALANCED", DIGITS, 2.3),
+            ("fashion-imbalanced-umap", "FASHION_IMBALANCED", CLOTHES, 2.3),
         )
     },
-    "imagenet50-moco": Source(
-        splits=("train", "test"),
-        classes=50,
-        megabytes=35,
-        licence="MIT",
-        home="https://github.com/BGU-CS-VIL/DeepDPM",
-        cite="ronen2022",
-        fetch=_imagenet50_moco,
-    ),
+    **{
+        name: Source(
+            splits=splits,
+            classes=50,
+            megabytes=megabytes,
+            licence="MIT",
+            home="https://github.com/BGU-CS-VIL/DeepDPM",
+            cite="ronen2022",
+            fetch=partial(_imagenet50_moco, stem),
+        )
+        for name, stem, splits, megabytes in (
+            ("imagenet50-moco", "IMAGENET_50", ("train", "test"), 35),
+            ("imagenet50-imbalanced-moco", "IMAGENET_50_IMB", ("test",), 1.3),
+        )
+    },
 }
