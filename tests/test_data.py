@@ -655,6 +655,35 @@ def test_imagenet_sample(server, monkeypatch, home):
     assert left_behind(home) == ["all.npz"]
 
 
+def serve_coil20(server, monkeypatch, x, y):
+    from scipy.io import savemat
+
+    body = io.BytesIO()
+    savemat(body, {"X": x.transpose(0, 2, 1).reshape(len(x), -1), "Y": y[:, None]})
+    server.files["data/COIL20.mat"] = body.getvalue()
+    monkeypatch.setattr(sources, "COIL20", server.url)
+    monkeypatch.setitem(sources.COIL20_SHA256, "data/COIL20.mat", sha256(body.getvalue()))
+
+
+@pytest.mark.parametrize("grey", [np.uint8, lambda x: x / 255])
+def test_coil20(server, monkeypatch, home, grey):
+    x = RNG.integers(0, 256, (5, 32, 32)).astype(np.uint8)
+    y = np.array([1, 20, 7, 7, 2], np.uint8)
+    serve_coil20(server, monkeypatch, grey(x), y)
+    loaded = data.load("coil20", "all")
+    np.testing.assert_array_equal(loaded.x, x)
+    assert loaded.y.tolist() == [0, 19, 6, 6, 1] and len(loaded.names) == 20
+    assert left_behind(home) == ["all.npz"]
+
+
+def test_coil20_in_other_units_is_refused(server, monkeypatch, home):
+    x = RNG.normal(size=(3, 32, 32))
+    serve_coil20(server, monkeypatch, x, np.array([1, 2, 3]))
+    with pytest.raises(FileNotFoundError, match="0 to 255"):
+        data.load("coil20", "all")
+    assert left_behind(home) == []
+
+
 def test_imagenet_sample_gives_up_after_the_first_failure(server, monkeypatch, home, no_wait):
     monkeypatch.setattr(sources, "IMAGENET_SAMPLE", server.url)  # it answers 404 to all 1,000
     with pytest.raises(FileNotFoundError, match="404"):
@@ -1000,7 +1029,7 @@ def test_the_table_lists_every_set(home, capsys):
     out = capsys.readouterr().out
     assert str(home) in out
     rows = {line.split()[0]: line for line in out.splitlines()[3:]}
-    assert list(rows) == data.names() and len(rows) == 19
+    assert list(rows) == data.names() and len(rows) == 20
     for name, words in {
         "usps": ["train, test ", " 2.5 ", " train ", "csie.ntu.edu.tw"],
         "usps-umap": [" yes ", "MIT"],
@@ -1085,6 +1114,7 @@ REAL = {
     ("stl10", "train"): ((5000, 96, 96, 3), np.uint8),
     ("stl10", "test"): ((8000, 96, 96, 3), np.uint8),
     ("imagenet-sample", "all"): ((1000, 224, 224, 3), np.uint8),
+    ("coil20", "all"): ((1440, 32, 32), np.uint8),
     ("mnist-umap", "all"): ((70000, 10), np.float32),
     ("usps-umap", "all"): ((9298, 10), np.float32),
     ("fashion-umap", "all"): ((70000, 10), np.float32),

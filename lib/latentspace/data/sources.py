@@ -250,6 +250,29 @@ def _imagenet_sample(folder, split):
     yield "all", {"x": x, "y": np.arange(len(x)), "names": np.array(names)}
 
 
+COIL20 = (
+    "https://raw.githubusercontent.com/hyzhang98/AdaGAE/"
+    "6d04946060bacd41ee31eba5c124887bca44f369/"
+)
+COIL20_SHA256 = {
+    "data/COIL20.mat": "b22b9beb0668f707990eda2b5f922384fd3e6d63d6df7ede3a3b5e2319c4e397",
+}
+
+
+def _coil20(folder, split):
+    """COIL-20 at 32 pixels: MATLAB's `X` has an image's columns one after the other in each row."""
+    from scipy.io import loadmat
+
+    get = partial(_fetcher(folder, COIL20, COIL20_SHA256).fetch, downloader=_download)
+    stored = loadmat(get("data/COIL20.mat"), variable_names=["X", "Y"])
+    grey = stored["X"] * (1 if stored["X"].max() > 1 else 255)
+    x = grey.round().astype(np.uint8)
+    if np.abs(x - grey).max() > 1e-6:
+        raise ValueError(f"COIL20.mat holds greys that are not 0 to 255: up to {grey.max()}")
+    x = np.ascontiguousarray(x.reshape(-1, 32, 32).transpose(0, 2, 1))
+    yield "all", {"x": x, "y": stored["Y"].reshape(-1).astype(np.int64) - 1}
+
+
 # --- The registry --------------------------------------------------------------------------------
 
 CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
@@ -358,6 +381,15 @@ SETS = {
         home="https://cs.stanford.edu/~acoates/stl10",
         cite="coates2011",
         fetch=_stl10,
+    ),
+    "coil20": Source(
+        splits=("all",),
+        classes=20,
+        megabytes=1.5,
+        licence="non-commercial research",
+        home="https://www.cs.columbia.edu/CAVE/software/softlib/coil-20.php",
+        cite="nene1996",
+        fetch=_coil20,
     ),
     "imagenet-sample": Source(
         splits=("all",),
