@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test run named notebooks lab student address clean
+.PHONY: help book test check run rerun named notebooks lab student colab address clean
 
 help:
 	@echo "make book                                build the site"
+	@echo "make check                               the unit tests"
 	@echo "make test                                every check"
 	@echo "make run CHAPTER=02_deepkde              run a chapter  [PARAMS=file.yaml] [OUT=copy.ipynb]"
+	@echo "make rerun CHAPTER=02_deepkde            run it again and compare with its stored numbers  [NAME=..]"
 	@echo "make notebooks                           regenerate and execute stale chapters  [CHAPTER=..]"
 	@echo "make lab                                 open the chapters in JupyterLab"
 	@echo "make student                             copies without solutions in _build/student"
+	@echo "make colab                               the chapters inside Colab's package set"
 	@echo "make address URL=https://github.com/..   change the public address, for a fork"
 	@echo "make clean                               remove build output (.venv stays)"
 
@@ -37,17 +40,29 @@ $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 book: $(VENV)/site.stamp
 	@$(BIN)/python book/tools/build.py
 
+# Two processes of one thread each; tests/conftest.py says which tests share a process.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/test.stamp
+	$(PYTEST) -m "not chapter and not site"
+
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# What a caller sets reaches the shell as variables, whatever characters it holds.
+export CHAPTER PARAMS OUT NAME URL
 
 run: named $(VENV)/book.stamp
-	@$(BIN)/python book/tools/run.py $(CHAPTER) $(if $(PARAMS),--params $(PARAMS)) $(if $(OUT),--out $(OUT))
+	@$(BIN)/python book/tools/run.py "$$CHAPTER" $${PARAMS:+--params "$$PARAMS"} $${OUT:+--out "$$OUT"}
+
+rerun: named $(VENV)/book.stamp
+	@$(BIN)/python book/tools/rerun.py "$$CHAPTER" $${NAME:+--name "$$NAME"}
 
 named:
-	@test -n "$(CHAPTER)" || { echo "Say which chapter: make run CHAPTER=02_deepkde"; exit 2; }
+	@test -n "$$CHAPTER" || { echo "Say which chapter: make run CHAPTER=02_deepkde"; exit 2; }
 
 notebooks: $(VENV)/book.stamp
-	@$(BIN)/python book/tools/notebooks.py $(CHAPTER)
+	@$(BIN)/python book/tools/notebooks.py $${CHAPTER:+"$$CHAPTER"}
 
 lab: $(VENV)/book.stamp
 	$(BIN)/jupyter lab notebooks
@@ -55,8 +70,11 @@ lab: $(VENV)/book.stamp
 student: $(VENV)/book.stamp
 	@$(BIN)/python book/tools/student.py _build/student
 
+colab:
+	$(PYTHON) book/tools/colab.py _build/colab
+
 address:
-	@$(PYTHON) book/tools/address.py $(URL)
+	@$(PYTHON) book/tools/address.py $${URL:+"$$URL"}
 
 clean:
 	rm -rf _build

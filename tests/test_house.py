@@ -46,13 +46,32 @@ def test_version_is_the_same_everywhere():
     assert f"@v{latentspace.__version__}" in (ROOT / "book" / "tools" / "setup_cell.py").read_text()
 
 
-def test_readme_and_site_list_the_chapters():
-    rows = re.findall(r"^\| \d\d \| \[.*?\]\((.*?)\).*\]\((.*?)\) \|$", readme(), flags=re.M)
-    names = [f"notebooks/{name}" for name in chapters.names()]
-    assert [page for page in build.pages() if page.startswith("notebooks/")] == names
-    assert [page for page, _ in rows] == [f"{name}.ipynb" for name in names]
-    colab = f"https://colab.research.google.com/github/{SLUG}/blob/main/"
-    assert [badge for _, badge in rows] == [f"{colab}{name}.ipynb" for name in names]
+def test_site_lists_the_chapters_with_their_evidence_under_them():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    entries = [entry for part in toc["parts"] for entry in part["chapters"]]
+    listed = {e["file"]: [s["file"] for s in e.get("sections", [])] for e in entries}
+    expected = {
+        f"notebooks/{name}": [f"notebooks/{other}" for other in chapters.names()
+                              if other == f"{name}{chapters.EVIDENCE}"]
+        for name in chapters.lessons()
+    }  # fmt: skip
+    found = {page: below for page, below in listed.items() if page.startswith("notebooks/")}
+    assert list(found) == list(expected)
+    assert found == expected
+    pages = [page for page in build.pages() if page.startswith("notebooks/")]
+    assert pages == [f"notebooks/{name}" for name in chapters.names()]
+
+
+def test_readme_has_one_row_a_chapter():
+    """Its lesson and the lesson's badge; its evidence, where there is one."""
+    rows = re.findall(r"^\| \d\d \| \[.*?\]\((.*?)\)(.*) \|$", readme(), flags=re.M)
+    assert [page for page, _ in rows] == [f"notebooks/{name}.ipynb" for name in chapters.lessons()]
+    colab = f"https://colab.research.google.com/github/{SLUG}/blob/main"
+    for page, rest in rows:
+        evidence = page.replace(".ipynb", f"{chapters.EVIDENCE}.ipynb")
+        links = [link for link in re.findall(r"\]\((\S+?)\)", rest) if not link.endswith(".svg")]
+        has = (ROOT / evidence).exists()
+        assert links == ([evidence] if has else []) + [f"{colab}/{page}"]
 
 
 def test_each_notebook_has_its_text():

@@ -22,10 +22,21 @@ def make(**changes):
     return results.record(**{**values, "ours": [0.91, 0.95, 0.93], **changes})
 
 
+PUBLISHED = {"seeds": [0, 1, 2]}  # the parameters of the project's chapters
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
+    """A project with the texts of two chapters, and parameter files for one of them."""
+    for folder in ("book/chapters", "notebooks/params"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "_config.yml").touch()
-    (tmp_path / "book" / "chapters").mkdir(parents=True)
+    cell = "```{code-cell} ipython3\n:tags: [parameters]\n\nseeds = [0, 1, 2]\n```\n"
+    for chapter in ("01_measuring_clusters", "02_deepkde"):
+        (tmp_path / "book" / "chapters" / f"{chapter}.md").write_text(cell)
+    for run, seeds in (("smoke", [0]), ("paper", [7]), ("figure", [8])):
+        path = tmp_path / "notebooks" / "params" / f"02_deepkde.{run}.yaml"
+        path.write_text(f"seeds: {seeds}\n")
     monkeypatch.chdir(tmp_path / "book" / "chapters")
     return tmp_path
 
@@ -86,65 +97,80 @@ def test_versions_and_device():
 
 def test_save_and_load(project):
     records = [make(), make(row="before", paper=0.9)]
-    path = results.save("02_deepkde", records)
+    path = results.save("02_deepkde", records, PUBLISHED)
     assert path == project / "book" / "results" / "02_deepkde.json"
-    assert results.load("02_deepkde") == records
+    assert results.load("02_deepkde") == results.stored("02_deepkde") == records
     text = path.read_text()
     assert text.endswith("}\n")
     assert list(json.loads(text)["records"][0]) == list(results.FIELDS)
     backwards = [dict(reversed(entry.items())) for entry in records]
-    assert results.save("02_deepkde", backwards).read_text() == text
+    assert results.save("02_deepkde", backwards, PUBLISHED).read_text() == text
 
 
-def test_scales(project):
-    assert results.save("02_deepkde", [make()], scale="smoke") is None
+def test_runs_are_kept_apart(project):
+    assert results.save("02_deepkde", [make()], {"seeds": [0]}) is None  # the smoke run
     assert not (project / "book" / "results").exists()
-    assert results.save("02_deepkde", [make()], scale="paper").name == "02_deepkde.paper.json"
+    assert results.save("02_deepkde", [make()], {"seeds": [7]}).name == "02_deepkde.paper.json"
     with pytest.raises(FileNotFoundError, match="02_deepkde"):
         results.load("02_deepkde")
-    assert len(results.load("02_deepkde", scale="paper")) == 1
+    assert results.stored("02_deepkde") == []
+    assert len(results.load("02_deepkde", "paper")) == 1
 
 
 def test_arrays(project):
     points = {"b": np.arange(6.0).reshape(3, 2), "c": np.ones(2, dtype=np.float16)}
-    path = results.save_arrays("02_deepkde", "figure", **points)
+    path = results.save_arrays("02_deepkde", {"seeds": [8]}, **points)
     assert path == project / "book" / "results" / "02_deepkde.figure.npz"
     back = results.load_arrays("02_deepkde", "figure")
     assert back.keys() == points.keys()
     for name in points:
         np.testing.assert_array_equal(back[name], points[name], strict=True)
-    assert results.save_arrays("02_deepkde", "smoke", **points) is None
+    assert results.save_arrays("02_deepkde", {"seeds": [0]}, **points) is None
     with pytest.raises(FileNotFoundError, match="paper.npz"):
         results.load_arrays("02_deepkde", "paper")
     with pytest.raises(ValueError, match="no array"):
-        results.save_arrays("02_deepkde", "figure")
+        results.save_arrays("02_deepkde", {"seeds": [8]})
 
 
-def test_outside_the_project_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert results.save("02_deepkde", [make()]) is None
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError, match="project"):
-        results.load("02_deepkde")
+def test_recorder(project):
+    keep = results.Recorder("02_deepkde", "DeepKDE", device="cpu", setting="MNIST")
+    one = keep(item="Fig. 3", row="after", metric="accuracy", ours=[0.5, 0.7], paper=0.94)
+    keep(item="Fig. 4", row="after", metric="accuracy", ours=1, setting="CIFAR-10")
+    assert one == results.record(document="DeepKDE", item="Fig. 3", row="after", metric="accuracy",
+                                 ours=[0.5, 0.7], paper=0.94, setting="MNIST")  # fmt: skip
+    assert list(keep.table("Fig. 4")["setting"]) == ["CIFAR-10"]
+    assert len(keep.table()) == 2
+    assert keep.save(PUBLISHED).name == "02_deepkde.json"
+    assert results.load("02_deepkde") == keep.records
 
 
 @pytest.mark.parametrize(
-    ("chapter", "records", "scale", "message"),
+    ("values", "digits", "text"),
+    [([0.93, 0.95, 0.91], 3, "0.930 ± 0.020"), ([0.9], 2, "0.90"), ([-0.0001, 0], 2, "0.00 ± 0.00"),
+     ([-1, -3], 1, "-2.0 ± 1.4"), ((v for v in (1, 1)), 0, "1 ± 0")],
+)  # fmt: skip
+def test_mean_std(values, digits, text):
+    assert results.mean_std(values, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("chapter", "records", "parameters", "message"),
     [
-        ("../02_deepkde", [make()], "published", "chapter"),
-        ("02_deepkde", [make()], "a/b", "scale"),
-        ("02_deepkde", [], "smoke", "no record"),
-        ("02_deepkde", [make(), make(ours=1)], "smoke", "same number"),
-        ("02_deepkde", [{"row": "after"}], "smoke", "results.record"),
+        ("../02_deepkde", [make()], PUBLISHED, "chapter"),
+        ("03_none", [make()], PUBLISHED, "no chapter"),
+        ("02_deepkde", [make()], {}, "seeds"),
+        ("02_deepkde", [], {"seeds": [0]}, "no record"),
+        ("02_deepkde", [make(), make(ours=1)], {"seeds": [0]}, "same number"),
+        ("02_deepkde", [{"row": "after"}], {"seeds": [0]}, "results.record"),
     ],
 )
-def test_save_refuses(project, chapter, records, scale, message):
+def test_save_refuses(project, chapter, records, parameters, message):
     with pytest.raises(ValueError, match=message):
-        results.save(chapter, records, scale=scale)
+        results.save(chapter, records, parameters)
 
 
 def test_failed_save_leaves_the_old_file_and_nothing_else(project, monkeypatch):
-    path = results.save("02_deepkde", [make()])
+    path = results.save("02_deepkde", [make()], PUBLISHED)
     before = path.read_text()
 
     def full_disk(*_):
@@ -152,7 +178,7 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(project, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
-        results.save("02_deepkde", [make(ours=0.1)])
+        results.save("02_deepkde", [make(ours=0.1)], PUBLISHED)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert path.read_text() == before
 
@@ -238,9 +264,9 @@ def test_scoreboard_page(project, scoreboard):
     assert "No results have been recorded yet." in page
     assert warnings == ""
 
-    results.save("02_deepkde", [make(paper=0.94), make(row="before", ours=0.5)])
-    results.save("02_deepkde", [make()], scale="paper")
-    results.save("01_measuring_clusters", [make()])
+    results.save("02_deepkde", [make(paper=0.94), make(row="before", ours=0.5)], PUBLISHED)
+    results.save("02_deepkde", [make()], {"seeds": [7]})
+    results.save("01_measuring_clusters", [make()], PUBLISHED)
     page, warnings = build(project)  # the page is read again, though its text has not changed
     assert warnings == ""
     assert page.count("<table") == 2
@@ -251,7 +277,7 @@ def test_scoreboard_page(project, scoreboard):
     assert page.count('<th class="head') == 2 * len(scoreboard.HEADINGS)
     assert page.count('<th class="stub') == 3
 
-    results.save("02_deepkde", [make(ours=0.123)])
+    results.save("02_deepkde", [make(ours=0.123)], PUBLISHED)
     page, _ = build(project)
     assert "0.123" in page
     (project / "book" / "results" / "02_deepkde.json").unlink()
@@ -261,7 +287,7 @@ def test_scoreboard_page(project, scoreboard):
 
 def test_scoreboard_reports_a_broken_file(project, scoreboard):
     folder = project / "book" / "results"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "02_deepkde.json").write_text('{"records": [{}]}')
     _, warnings = build(project)
     assert "02_deepkde.json is not a results file" in warnings

@@ -13,6 +13,7 @@ from playwright.sync_api import sync_playwright
 import address
 import build
 import chapters
+import contract
 
 pytestmark = pytest.mark.site
 
@@ -141,6 +142,20 @@ def test_page_fits_a_phone(page):
     width = page.evaluate("document.scrollingElement.scrollWidth")
     page.set_viewport_size({"width": 1280, "height": 720})
     assert width <= 360
+
+
+def test_the_first_picture_comes_early(page):
+    """Before the third screen of 1,400 x 1,000, formulas and style sheets applied."""
+    name = page.name.removeprefix("notebooks/")
+    if name not in chapters.lessons() or name in contract.UNREVISED:
+        pytest.skip("no lesson, or one of the first edition")
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    tops = page.locator("article :is(figure, .cell_output img, .cell_output > svg)").evaluate_all(
+        "pictures => pictures.map(p => p.getBoundingClientRect().top + scrollY)"
+    )
+    page.set_viewport_size({"width": 1280, "height": 720})
+    assert tops
+    assert min(tops) < 2000
 
 
 def test_search_answers(browser, server):

@@ -1,4 +1,4 @@
-"""The directive ``{scoreboard}``: one table a chapter, from the records in ``book/results``."""
+"""The directive ``{scoreboard}``: one table a notebook, from the records in ``book/results``."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ WIDTHS = {"document": 9, "item": 8, "row": 14, "metric": 10, "ours": 12, "settin
 
 
 def results_files(source: Path) -> list[Path]:
-    """The published results, one file a chapter; other scales have a second dot in their name."""
+    """The published results, one file a notebook; named runs have a second dot in their name."""
     files = (Path(source) / "book" / "results").glob("*.json")
     return sorted(path for path in files if "." not in path.stem)
 

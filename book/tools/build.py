@@ -13,10 +13,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pages() -> list[str]:
-    """Return the site's pages, root first, as paths without a suffix."""
+    """Return the site's pages, root first, as paths without a suffix.
+
+    A page may have others under it, as a lesson its evidence: `sections` in _toc.yml.
+    """
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    return [toc["root"], *files]
+
+    def files(entries: list[dict]) -> list[str]:
+        return [f for e in entries for f in (e["file"], *files(e.get("sections", [])))]
+
+    return [toc["root"], *(f for part in toc["parts"] for f in files(part["chapters"]))]
 
 
 def build(out: Path) -> Path:

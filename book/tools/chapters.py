@@ -1,20 +1,36 @@
-"""The chapters as files: where they are, their cells, and their parameters."""
+"""The chapters as files: where they are, their cells, and their parameters.
 
-import ast
+A chapter is two notebooks: the lesson, `NN_name`, and the evidence for its claims,
+`NN_name_evidence`. Both are "chapters" to the tools.
+"""
+
 import difflib
 from pathlib import Path
 
 import jupytext
 from nbformat import NotebookNode
 
+from latentspace import runs
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ROOT / "book" / "chapters"
 NOTEBOOKS = ROOT / "notebooks"
+EVIDENCE = "_evidence"
 
 
 def names() -> list[str]:
-    """Return the chapters' names, such as "02_deepkde", in order."""
+    """Return the notebooks' names, such as "02_deepkde", in the book's order."""
     return sorted(path.stem for path in TEXTS.glob("[0-9][0-9]_*.md"))
+
+
+def is_evidence(name: str) -> bool:
+    """Tell whether this is the name of an evidence notebook."""
+    return name.endswith(EVIDENCE)
+
+
+def lessons() -> list[str]:
+    """Return the names of the lessons, in order."""
+    return [name for name in names() if not is_evidence(name)]
 
 
 def read(name: str) -> NotebookNode:
@@ -23,7 +39,7 @@ def read(name: str) -> NotebookNode:
     Raises SystemExit if there is no such chapter.
     """
     path = TEXTS / f"{name}.md"
-    if not path.exists():
+    if name not in names():  # nor ../intro, which is a text of another kind
         raise SystemExit(f"There is no chapter {name!r}. The chapters: {', '.join(names())}")
     notebook = jupytext.read(path)
     for number, cell in enumerate(notebook.cells):
@@ -44,14 +60,7 @@ def parameters(notebook: NotebookNode) -> dict[str, object]:
     cells = tagged(notebook, "parameters")
     if len(cells) != 1:
         raise ValueError(f"{len(cells)} cells are tagged `parameters`; a chapter has exactly one")
-    values = {}
-    for statement in ast.parse(cells[0].source).body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                values[name] = ast.literal_eval(value)
-            case _:
-                raise ValueError(f"not a plain assignment: {ast.unparse(statement)}")
-    return values
+    return runs.assignments(cells[0].source)
 
 
 def complaints(given: dict[str, object], defaults: dict[str, object]) -> list[str]:

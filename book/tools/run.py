@@ -1,46 +1,106 @@
 """Run one chapter with papermill and keep the executed copy: run.py CHAPTER [--params] [--out].
 
-A parameter file is a YAML mapping; a bare file name is looked up in notebooks/params as well.
-One that does not set `scale` runs as "custom", so that it never overwrites the published numbers.
+A parameter file is a YAML mapping; a bare file name is looked up in notebooks/params as well. The
+copy is called after the run (see `latentspace.runs`), so that no run takes the place of another's.
 """
 
 import argparse
+import hashlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 import nbformat
 import papermill
 import yaml
+from nbformat import NotebookNode
 
 import chapters
+from latentspace import data, runs
 
 
 def load_parameters(file: Path, defaults: dict[str, object]) -> dict[str, object]:
     """Return the file's parameters; raises SystemExit if one is unknown or of the wrong type."""
+    file = file.expanduser()
     path = next((p for p in (file, chapters.NOTEBOOKS / "params" / file) if p.is_file()), None)
     if path is None:
         raise SystemExit(f"There is no parameter file {file}")
-    given = yaml.safe_load(path.read_text()) or {}
+    try:
+        given = yaml.safe_load(path.read_bytes()) or {}
+    except yaml.YAMLError as error:
+        hint = " (YAML indents with spaces, never with a tab)" if "\\t" in str(error) else ""
+        raise SystemExit(f"{path} is not a YAML file in UTF-8: {error}{hint}") from error
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(given, dict):
         raise SystemExit(f"{path} must hold `name: value` lines")
     if found := chapters.complaints(given, defaults):
         raise SystemExit("\n".join(f"{path}: {complaint}" for complaint in found))
-    return {"scale": "custom", **given}
+    return given
+
+
+def place(chapter: str, parameters: dict[str, object], out: Path | None) -> Path:
+    """Return the path of the executed copy; raises SystemExit if no notebook can be there."""
+    if out is None:
+        run = runs.name_of(chapters.ROOT, chapter, parameters)
+        middle = "" if run == "published" else f".{run}"
+        out = chapters.ROOT / "_build" / "runs" / f"{chapter}{middle}.ipynb"
+    out = out.expanduser().resolve()
+    if out.is_dir() or out.suffix != ".ipynb":
+        raise SystemExit(f"OUT must name a notebook, such as {out / 'copy.ipynb'}, not {out}")
+    if out.parent == chapters.NOTEBOOKS.resolve():
+        raise SystemExit(f"{out} is where the book's own notebooks are: give another OUT")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"{out.parent} cannot be made: {error.strerror}") from error
+    return out
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Within it no other run writes to `out`; raises SystemExit if one does already."""
+    folder = chapters.ROOT / "_build" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / f"{hashlib.sha256(bytes(out)).hexdigest()[:16]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise SystemExit(f"Another run is writing to {out}: give this one its own OUT") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def execute(notebook: NotebookNode, out: Path, parameters: dict[str, object], cwd: Path) -> None:
+    """Execute a notebook with these parameters in the folder `cwd`, and stop at its first error."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / out.name
+        nbformat.write(notebook, source)
+        papermill.execute_notebook(
+            source, out, parameters=parameters, kernel_name="python3", cwd=cwd
+        )
 
 
 def run(chapter: str, params: Path | None = None, out: Path | None = None) -> Path:
-    """Execute the chapter's text, stop at its first error, and return the executed copy's path."""
+    """Execute the chapter's text and return the executed copy's path.
+
+    Raises SystemExit, before anything runs, for an unknown chapter, a bad parameter file, a data
+    home that is not absolute, or an `out` that cannot be written or is another run's now.
+    """
     notebook = chapters.read(chapter)
     defaults = chapters.parameters(notebook)
     given = load_parameters(params, defaults) if params else {}
-    out = out or chapters.ROOT / "_build" / "runs" / f"{chapter}.ipynb"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / f"{chapter}.ipynb"
-        nbformat.write(notebook, source)
-        papermill.execute_notebook(
-            source, out, parameters=given, kernel_name="python3", cwd=chapters.NOTEBOOKS
-        )
+    try:
+        data.data_home()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    out = place(chapter, defaults | given, out)
+    with alone(out):
+        execute(notebook, out, given, chapters.NOTEBOOKS)
     return out
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from latentspace.files import write_bytes
 
-__all__ = ["kept", "project_root", "run_name", "where", "write"]
+__all__ = ["assignments", "kept", "name_of", "project_root", "run_name", "where", "write"]
 
 _CHAPTER = re.compile(r"\d\d_[a-z0-9_]+")
 _RUN = re.compile(r"[a-z]+|custom-[0-9a-f]{8}")
@@ -36,11 +36,16 @@ def run_name(chapter: str, parameters: Mapping[str, object]) -> str | None:
     """Name the run that has these parameters; None outside the project.
 
     ``parameters`` may hold other names too, as a notebook's ``globals()`` does. ValueError if the
-    chapter has no text with a cell of parameters, or if one of them is missing.
+    chapter has no text with a cell of parameters, if one of them is missing or no plain value, or
+    if the parameter file has a name that no named run can have. (A file that cannot be read is
+    passed over: no run can have come from it.)
     """
     root = project_root()
-    if root is None:
-        return None
+    return None if root is None else name_of(root, chapter, parameters)
+
+
+def name_of(root: Path, chapter: str, parameters: Mapping[str, object]) -> str:
+    """`run_name` in the project whose folder is ``root``."""
     published = _published(root, chapter)
     if missing := [name for name in published if name not in parameters]:
         raise ValueError(f"{chapter} has parameters that are not given: {', '.join(missing)}")
@@ -48,12 +53,32 @@ def run_name(chapter: str, parameters: Mapping[str, object]) -> str | None:
     if text == _text(published):
         return "published"
     for path in sorted((root / "notebooks" / "params").glob(f"{chapter}.*.yaml")):
-        import yaml  # the project's tools bring it; the library alone does without
-
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if text == _text(published | given):
-            return path.stem.removeprefix(f"{chapter}.")
+        given = _given(path)
+        if given is not None and text == _text(published | given):
+            return _named(path, chapter)
     return f"custom-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def assignments(source: str) -> dict[str, object]:
+    """The names and values in the source of a cell of parameters.
+
+    ValueError unless each statement gives one name a value that is written out.
+    """
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"the cell of parameters has bad syntax: {error}") from error
+    values = {}
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                try:
+                    values[name] = ast.literal_eval(value)
+                except ValueError as error:
+                    raise ValueError(f"the value of {name} is not written out") from error
+            case _:
+                raise ValueError(f"not a plain assignment: {ast.unparse(statement)}")
+    return values
 
 
 def _published(root: Path, chapter: str) -> dict[str, object]:
@@ -63,21 +88,45 @@ def _published(root: Path, chapter: str) -> dict[str, object]:
     cells = _CELL.findall(path.read_text(encoding="utf-8"))
     if len(cells) != 1:
         raise ValueError(f"{path} has {len(cells)} cells of parameters instead of one")
-    statements = ast.parse(cells[0]).body
-    return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}
+    return assignments(cells[0])
+
+
+def _given(path: Path) -> dict[str, object] | None:
+    import yaml  # the project's tools bring it; the library alone does without
+
+    try:
+        given = yaml.safe_load(path.read_bytes()) or {}
+    except yaml.YAMLError:
+        return None
+    return given if isinstance(given, dict) else None
+
+
+def _named(path: Path, chapter: str) -> str:
+    name = path.name.removeprefix(f"{chapter}.").removesuffix(".yaml")
+    if name == "published" or not re.fullmatch("[a-z]+", name):
+        raise ValueError(f"{path}: a named run's file is called {chapter}.NAME.yaml, NAME in small "
+                         "letters and not 'published'")  # fmt: skip
+    return name
 
 
 def _text(values: Mapping[str, object]) -> str:
-    """One text for equal values: a tuple counts as a list, 1.0 as 1."""
+    """One text for equal values: a tuple counts as a list, 1.0 as 1, numpy's as Python's."""
 
     def plain(value: object) -> object:
+        value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, Mapping):
             return {str(key): plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    return json.dumps(plain(values), sort_keys=True)
+    texts = []
+    for name in sorted(values):
+        try:
+            texts.append(f"{name}: {json.dumps(plain(values[name]), sort_keys=True)}")
+        except TypeError as error:
+            raise ValueError(f"{name} is no longer a plain value: {error}") from error
+    return "\n".join(texts)
 
 
 def where(chapter: str, run: str, ending: str = "json") -> str:

@@ -3,19 +3,22 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
-from latentspace.data.sources import SETS
+from latentspace.data.sources import SETS, Source
 from latentspace.data.store import data_home, fetch, find_source
 
+__all__ = ["main"]
 
-def _present(name, source):
+
+def _present(name: str, source: Source) -> str:
     if source.make:
         return "embedded"
     found = [s for s in source.splits if os.path.isfile(data_home() / name / f"{s}.npz")]
     return "yes" if len(found) == len(source.splits) else ", ".join(found) or "no"
 
 
-def _table():
+def _table() -> str:
     rows = [("set", "splits", "MB", "present", "licence", "source")]
     for name, s in SETS.items():
         size = f"{s.megabytes:g}" if s.megabytes else "-"
@@ -25,7 +28,7 @@ def _table():
     return f"Data home: {data_home()}\n\n" + "\n".join(lines)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """List the data sets, or fetch the named ones. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m latentspace.data",
@@ -34,10 +37,11 @@ def main(argv=None):
     parser.add_argument("name", nargs="*", help="sets to fetch; none: list all")
     parser.add_argument("--split", help="fetch only this split (default: all)")
     args = parser.parse_args(argv)
-    if not args.name:
-        print(_table())
-        return 0
     try:
+        if not args.name:
+            print(_table())
+            return 0
+        data_home()
         wanted = [
             (name, split)
             for name in args.name

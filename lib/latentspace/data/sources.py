@@ -4,12 +4,13 @@
 that need them.
 """
 
-import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,14 @@ from latentspace.data.embedded import (
     mnist_5k,
     moons,
 )
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["SETS", "SILENCE", "Source", "centre_crop", "read_pt"]
+
+SILENCE = 60.0
+"""Seconds that a server may keep a download waiting for its next bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,49 @@ class Source:
     fetch: Callable[[Path, str], Iterator[tuple[str, dict]]] | None = None
 
 
-# --- torchvision's sets, which check the MD5 of what they download -------------------------------
+# --- torchvision's sets, with the MD5 that torchvision knows --------------------------------------
 
 
-def _torchvision(kind, folder, **options):
-    """Download one of torchvision's data sets; on a failed checksum delete, retry once."""
+def _files(kind: str, folder: Path, part: str) -> Iterator[tuple[list[str], Path, str]]:
+    """For each file of a torchvision class: addresses to try, where it belongs, its MD5."""
     from torchvision import datasets
 
-    try:
-        return getattr(datasets, kind)(folder, download=True, **options)
-    except RuntimeError:  # what torchvision raises on a wrong MD5
-        shutil.rmtree(folder)
-        return getattr(datasets, kind)(folder, download=True, **options)
+    source = getattr(datasets, kind)
+    if hasattr(source, "resources"):  # MNIST and its kind
+        for name, md5 in source.resources:
+            yield [mirror + name for mirror in source.mirrors], folder / kind / "raw" / name, md5
+    elif hasattr(source, "split_list"):  # a file for each split
+        url, name, md5 = source.split_list[part]
+        yield [url], folder / name, md5
+    else:
+        yield [source.url], folder / source.filename, source.tgz_md5
+
+
+def _get(urls: list[str], path: Path, md5: str) -> None:
+    """Download a file from the first address that has it; a wrong MD5 is tried once more.
+
+    torchvision would do without a time-out. It finds the file and downloads nothing.
+    """
+    if path.is_file():
+        return
+    for url in urls:
+        fetcher = _fetcher(path.parent, "", {path.name: f"md5:{md5}"})
+        fetcher.urls[path.name] = url
+        try:
+            fetcher.fetch(path.name, downloader=_download)
+            return
+        except Exception:
+            if url == urls[-1]:
+                raise
+
+
+def _torchvision(kind, folder, part, **options):
+    """Return one of torchvision's data sets from files that `_get` has downloaded."""
+    from torchvision import datasets
+
+    for urls, path, md5 in _files(kind, Path(folder), part):
+        _get(urls, path, md5)
+    return getattr(datasets, kind)(folder, download=True, **options)
 
 
 def _arrays(dataset):
@@ -70,22 +110,22 @@ def _arrays(dataset):
 def _one_archive(kind, folder, split):
     """Yield training and test set of a class whose download holds both."""
     for part in ("train", "test"):
-        dataset = _torchvision(kind, folder, train=part == "train")
+        dataset = _torchvision(kind, folder, part, train=part == "train")
         names = {"names": np.array(dataset.classes)} if kind == "CIFAR100" else {}
         yield part, _arrays(dataset) | names
 
 
 def _usps(folder, split):
-    yield split, _arrays(_torchvision("USPS", folder, train=split == "train"))
+    yield split, _arrays(_torchvision("USPS", folder, split, train=split == "train"))
 
 
 def _svhn(folder, split):
-    yield split, _arrays(_torchvision("SVHN", folder, split=split))
+    yield split, _arrays(_torchvision("SVHN", folder, split, split=split))
 
 
 def _stl10(folder, split):
     for part in ("train", "test", "unlabeled"):
-        yield part, _arrays(_torchvision("STL10", folder, split=part))
+        yield part, _arrays(_torchvision("STL10", folder, part, split=part))
 
 
 # --- Raw files of public repositories, at a fixed commit, with their sha256 ----------------------
@@ -143,10 +183,15 @@ def _fetcher(folder, base_url, sha256):
 
 
 def _download(url, path, fetcher, check=lambda path: None, progressbar=True):
-    """Download as pooch does, with a time-out; `check` may raise ValueError for one more try."""
+    """Download as pooch does, but wait at most `SILENCE` seconds for a silent server.
+
+    `check` may raise ValueError for one more try.
+    """
     import pooch
 
-    pooch.HTTPDownloader(progressbar=progressbar, timeout=60)(url, path, fetcher)
+    if progressbar:  # which says nothing before the first byte
+        print(f"fetching {url}", file=sys.stderr, flush=True)
+    pooch.HTTPDownloader(progressbar=progressbar, timeout=SILENCE)(url, path, fetcher)
     check(path)
 
 
@@ -163,7 +208,7 @@ def _check_crc(path):
         raise ValueError(f"{bad} inside the download has a wrong CRC")
 
 
-def read_pt(path, numpy_array=False):
+def read_pt(path: Path, numpy_array: bool = False) -> np.ndarray:
     """Read one array from a file that torch.save wrote, without running code from it.
 
     `numpy_array` additionally admits what a pickled float32 NumPy array names, and no more.
@@ -221,7 +266,7 @@ def _imagenet_sha256():
     return {name: sha256 for sha256, name in sorted(pairs, key=lambda pair: pair[1])}
 
 
-def centre_crop(image, short=256, size=224):
+def centre_crop(image: "Image", short: int = 256, size: int = 224) -> np.ndarray:
     """Scale a PIL image to `short` pixels on its short side; return the centre (size, size, 3)."""
     from PIL import Image
 
@@ -232,7 +277,7 @@ def centre_crop(image, short=256, size=224):
 
 
 def _imagenet_sample(folder, split):
-    from concurrent.futures import ThreadPoolExecutor
+    from multiprocessing.pool import ThreadPool
 
     from PIL import Image
     from tqdm.auto import tqdm
@@ -240,8 +285,8 @@ def _imagenet_sample(folder, split):
     files = _imagenet_sha256()
     fetcher = _fetcher(folder, IMAGENET_SAMPLE, files)
     get = partial(fetcher.fetch, downloader=partial(_download, progressbar=False))
-    with ThreadPoolExecutor(8) as pool:
-        paths = list(tqdm(pool.map(get, files), total=len(files), desc="imagenet-sample"))
+    with ThreadPool(8) as pool:  # whose threads nobody waits for after an error or an interrupt
+        paths = list(tqdm(pool.imap(get, files), total=len(files), desc="imagenet-sample"))
     x = np.empty((len(paths), 224, 224, 3), np.uint8)
     for row, path in zip(x, paths, strict=True):
         with Image.open(path) as image:

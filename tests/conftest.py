@@ -1,0 +1,31 @@
+"""One thread a process, this checkout's library in each, and which tests share a process.
+
+Several threads would wait for each other in operations as small as the tests', and two processes
+share the cores (`make check`, `make test`). The variables must stand before numpy and torch are
+imported; processes that a test starts inherit them.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS",
+           "VECLIB_MAXIMUM_THREADS")  # fmt: skip
+os.environ.update(dict.fromkeys(THREADS, "1"))
+
+LIBRARY = str(Path(__file__).resolve().parents[1] / "lib")
+PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+os.environ["PYTHONPATH"] = os.pathsep.join([LIBRARY, *(path for path in PATHS if path != LIBRARY)])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a file to one process, those of the site too, and each chapter its own.
+
+    For `pytest -n 2 --dist loadgroup`; what takes long comes first.
+    """
+    for item in items:
+        if item.get_closest_marker("site"):
+            item.add_marker(pytest.mark.xdist_group("site"))
+        elif not item.get_closest_marker("chapter"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
