@@ -2,19 +2,23 @@
 
 import math
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from joblib import Parallel, delayed
 from scipy.special import rel_entr
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, ortho_group
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from latentspace.deepdpm import (
+from latentspace.deepdpm import DeepDPM
+from latentspace.dpm_networks import (
     ClusteringNet,
-    DeepDPM,
     SubclusteringNets,
     assignment_loss,
     draw_members,
@@ -23,7 +27,9 @@ from latentspace.deepdpm import (
     reindex,
     subcluster_loss,
 )
-from test_dpm import X, Y
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+from five_blobs import X, Y
 
 SHORT = {"epochs": 8, "move_every": 2, "settle": 2, "freeze": 1, "random_state": 0}
 
@@ -103,17 +109,41 @@ def test_subcluster_loss_is_the_loops():
 
 def one_by_one(networks, k, points):
     """Network k of the batch, by hand."""
-    x = (points - networks.centre[k]) / networks.width[k]
-    hidden = torch.relu(x @ networks.w1[k] + networks.b1[k])
+    hidden = torch.relu(points @ networks.w1[k] + networks.b1[k])
     return torch.softmax(hidden @ networks.w2[k] + networks.b2[k], -1)
 
 
 def subnetworks(k=3, d=2, hidden=5):
-    torch.manual_seed(0)
-    networks = SubclusteringNets(k, d, hidden)
+    networks = SubclusteringNets(k, d, hidden, generator())
     networks.centre.copy_(normal(k, d, seed=3))
-    networks.width.copy_(normal(k, d, seed=4).abs() + 0.5)
+    networks.whiten.copy_(normal(k, d, d, seed=4))
     return networks
+
+
+def test_points_are_located_in_the_frame_of_their_cluster():
+    networks, x = subnetworks(), normal(3, 7, 2)
+    z = networks.locate(x)
+    for k in range(3):
+        for i in range(7):
+            expected = networks.whiten[k] @ (x[k, i] - networks.centre[k])
+            torch.testing.assert_close(z[k, i], expected)
+
+
+def test_initial_weights_are_linears_and_the_generators():
+    """Uniform within 1 / sqrt(inputs), from the generator and nothing else."""
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    a, b = (ClusteringNet(9, 40, 400, generator(seed)) for seed in (1, 1))
+    SubclusteringNets(3, 9, 50, generator())
+    assert torch.equal(torch.get_rng_state(), state)
+    for ours, again in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(ours, again)
+    for layer in (a.hidden, a.output):
+        theirs = torch.nn.Linear(layer.in_features, layer.out_features)
+        for ours, other in zip(layer.parameters(), theirs.parameters(), strict=True):
+            bound = layer.in_features**-0.5
+            assert ours.shape == other.shape and 0.9 * bound < ours.detach().abs().max() <= bound
+            assert float(ours.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.2)
 
 
 def test_batched_subnetworks_are_separate_networks():
@@ -151,8 +181,7 @@ def test_members_are_drawn_from_their_cluster_evenly():
 
 
 def test_surgery_copies_units_and_their_momentum():
-    torch.manual_seed(0)
-    network, networks, x = ClusteringNet(2, 3, 4), subnetworks(), normal(6, 2)
+    network, networks, x = ClusteringNet(2, 3, 4, generator()), subnetworks(), normal(6, 2)
     optimizer = torch.optim.Adam([*network.parameters(), *networks.parameters()], lr=0.1)
     (network(x)[:, 1].sum() + networks(x.expand(3, 6, 2))[2, :, 0].sum()).backward()
     optimizer.step()
@@ -208,12 +237,25 @@ def test_finds_five_from_one_and_from_many(fitted):
 
 
 def test_answers_are_the_networks(fitted):
+    """The network sees whitened data: undo the map by its effect on the unit vectors."""
+    z = fitted._coordinates.of(X)
+    np.testing.assert_allclose(np.cov(z.T, ddof=0), np.eye(2), atol=1e-9)
     with torch.no_grad():
-        inputs = torch.tensor((X - fitted.mean_) / fitted.scale_) / fitted._width
-        r = fitted.network_(inputs.float()).exp().numpy()
+        r = fitted.network_(torch.tensor(z).float()).exp().numpy()
     np.testing.assert_allclose(fitted.predict_proba(X), r, atol=1e-5)
     np.testing.assert_array_equal(fitted.predict(X), fitted.labels_)
     assert fitted.predict_proba(X).shape == (len(X), len(fitted.weights_))
+
+
+def test_assigned_by_the_mixture_itself():
+    model = DeepDPM(assign_by="mixture", epochs=30, settle=4, random_state=0).fit(X)
+    assert adjusted_rand_score(Y, model.labels_) > 0.97
+    np.testing.assert_array_equal(model.labels_, model.mixture_labels_)
+    parameters = zip(model.weights_, model.means_, model.covariances_, strict=True)
+    joint = np.stack([w * multivariate_normal(m, c).pdf(X) for w, m, c in parameters], 1)
+    np.testing.assert_allclose(
+        model.predict_proba(X), joint / joint.sum(1, keepdims=True), atol=1e-8
+    )
 
 
 def test_mixture_labels_are_the_published_mixtures(fitted):
@@ -222,15 +264,44 @@ def test_mixture_labels_are_the_published_mixtures(fitted):
     np.testing.assert_array_equal(np.argmax(log_joint, 0), fitted.mixture_labels_)
 
 
-def test_a_seed_repeats_and_pickles_and_the_callers_state_stays(fitted):
-    torch.manual_seed(11)
-    expected = torch.rand(1)
-    torch.manual_seed(11)
+def test_a_seed_repeats_and_pickles():
     a, b = (DeepDPM(3, **SHORT).fit(X) for _ in range(2))
-    assert torch.rand(1) == expected
     np.testing.assert_array_equal(a.predict_proba(X), b.predict_proba(X))
     again = pickle.loads(pickle.dumps(a))
     np.testing.assert_array_equal(again.predict_proba(X), a.predict_proba(X))
+
+
+def test_threads_do_not_change_results_nor_the_callers_state():
+    models = [DeepDPM(3, **SHORT | {"random_state": seed}) for seed in (0, 1) for _ in range(3)]
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+    run = Parallel(n_jobs=3, backend="threading")
+    found = run(delayed(lambda m: m.fit(X).predict_proba(X))(model) for model in models)
+    assert torch.rand(1) == expected
+    for seed in (0, 1):
+        alone = DeepDPM(3, **SHORT | {"random_state": seed}).fit(X).predict_proba(X)
+        for together in found[3 * seed : 3 * seed + 3]:
+            np.testing.assert_array_equal(together, alone)
+
+
+def test_an_interrupted_fit_leaves_the_estimator_as_it_was():
+    def stop(epoch, _):
+        if epoch == 5:
+            raise KeyboardInterrupt
+
+    model = DeepDPM(3, **SHORT)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, callback=stop)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    expected = model.fit(X).predict_proba(X)
+    before = vars(model).copy()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(np.c_[X * 1e3, X[:, 0] ** 2], callback=stop)
+    assert vars(model).keys() == before.keys()
+    assert all(vars(model)[name] is before[name] for name in before)
+    np.testing.assert_array_equal(model.predict_proba(X), expected)
 
 
 def test_callback_sees_every_epoch():
@@ -244,9 +315,31 @@ def test_callback_sees_every_epoch():
         assert (snapshot.sub_means.min((0, 1)) >= X.min(0)).all()
 
 
-def test_units_do_not_matter():
-    a, b = (DeepDPM(4, **SHORT).fit(X * factor) for factor in (1.0, 2.0**-27))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x * 2.0**-27,
+        lambda x: x * [1e6, -1e-3],
+        lambda x: x @ ortho_group.rvs(2, random_state=0),
+        lambda x: np.c_[x, x, x],
+        lambda x: x @ np.random.default_rng(0).normal(size=(2, 10)),
+    ],
+    ids=["small", "units", "rotation", "copies", "mixtures"],
+)
+def test_a_linear_map_or_a_redundant_feature_changes_nothing(change):
+    a, b = (DeepDPM(4, **SHORT).fit(x) for x in (X, change(X)))
     np.testing.assert_array_equal(a.labels_, b.labels_)
+    np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(change(X)), atol=0.01)
+
+
+@pytest.mark.parametrize("mix", [None, (4, 10)])
+def test_neither_units_nor_collinear_features_hide_a_cluster(mix):
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=600)
+    x = (rng.normal(size=(600, 4)) + 13 / math.sqrt(2) * np.eye(4)[y]) * [1.0, 1.0, 1.0, 1e3]
+    x = np.c_[x, x, x] if mix is None else x @ rng.normal(size=mix)
+    model = DeepDPM(epochs=24, settle=4, random_state=0).fit(x)
+    assert model.n_clusters_ == 3 and adjusted_rand_score(y, model.labels_) > 0.99
 
 
 @pytest.mark.parametrize(
@@ -272,15 +365,18 @@ def test_degenerate_data(x, coarsening):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"direction": "both"}, "direction must be"),
-        ({"epochs": 0}, "epochs must be"),
-        ({"hidden": 0}, "hidden must be"),
-        ({"batch_size": 0}, "batch_size must be"),
-        ({"sub_batch_size": 0}, "sub_batch_size must be"),
-        ({"move_every": 0}, "move_every must be"),
-        ({"lr": -1.0}, "lr must be"),
-        ({"sub_lr": math.nan}, "sub_lr must be"),
-        ({"alpha": 0}, "alpha must be"),
+        ({"assign_by": "both"}, "'assign_by' parameter"),
+        ({"freeze": -1}, "'freeze' parameter"),
+        ({"settle": 0.5}, "'settle' parameter"),
+        ({"direction": "both"}, "'direction' parameter"),
+        ({"epochs": 0}, "'epochs' parameter"),
+        ({"hidden": 0}, "'hidden' parameter"),
+        ({"batch_size": 0}, "'batch_size' parameter"),
+        ({"sub_batch_size": 0}, "'sub_batch_size' parameter"),
+        ({"move_every": 0}, "'move_every' parameter"),
+        ({"lr": -1.0}, "'lr' parameter"),
+        ({"sub_lr": math.nan}, "'sub_lr' parameter"),
+        ({"alpha": 0}, "'alpha' parameter"),
         ({"initial_clusters": 751}, "n_samples=750"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln, multigammaln
-from scipy.stats import invwishart, multivariate_normal, multivariate_t
+from scipy.stats import invwishart, multivariate_normal, multivariate_t, wishart
 
 from latentspace.dirichlet import (
     NIW,
@@ -23,6 +23,7 @@ from latentspace.dirichlet import (
     e_step,
     gaussian_log_density,
     label_statistics,
+    learn_prior,
     log_hastings_merge,
     log_hastings_split,
     log_marginal_likelihood,
@@ -207,12 +208,59 @@ def test_default_prior_is_positive_definite_on_constant_features(constant):
     assert torch.linalg.eigvalsh(ours.psi).min() > 0
     assert torch.isfinite(log_marginal_likelihood(ours, stats_of(x.numpy()))).all()
     if constant == 1:
-        variances = x.numpy().var(0)[1:]
-        np.testing.assert_allclose(ours.psi.diagonal()[1:], 0.2 * variances, rtol=1e-10)
+        covariance = np.cov(x.numpy()[:, 1:].T, ddof=0)
+        np.testing.assert_allclose(ours.psi[1:, 1:], 0.2 * covariance, rtol=1e-8)
+        assert float(ours.psi[0, 0]) == pytest.approx(0.2e-6 * covariance.diagonal().max())
     assert float(ours.nu) == 5
     for bad in ({"kappa": 0}, {"psi_scale": -1}, {"nu": 2}):
         with pytest.raises(ValueError, match="needs kappa > 0"):
             default_prior(x, **bad)
+
+
+def test_default_prior_follows_the_data_through_every_linear_map():
+    """So its units drop out: the evidence for a cut does not depend on them."""
+    x = torch.tensor(sample(60))
+    a = torch.tensor([[1e-5, 0.0, 0.0], [2.0, -3.0, 0.5], [4e4, 1e4, 1e4]], dtype=torch.float64)
+    y = x @ a.T - 30
+    ours, theirs = default_prior(x), default_prior(y)
+    torch.testing.assert_close(theirs.psi, a @ ours.psi @ a.T, rtol=1e-6, atol=0)
+    ratios = [
+        log_hastings_split(stats_of(z[:25].numpy()), stats_of(z[25:].numpy()), prior, 10.0)
+        for z, prior in ((x, ours), (y, theirs))
+    ]
+    torch.testing.assert_close(*ratios, rtol=1e-6, atol=1e-6)
+
+
+def test_default_prior_is_positive_definite_on_copies():
+    x = torch.tensor(sample(60))
+    psi = default_prior(torch.cat([x, x], 1)).psi
+    assert torch.linalg.eigvalsh(psi).min() > 0
+    torch.testing.assert_close(psi[:3, :3], default_prior(x).psi, rtol=1e-4, atol=1e-6)
+
+
+def test_learned_psi_maximises_the_marginal_likelihood_with_its_hyperprior():
+    groups = [sample(n, seed) + 9 * seed for seed, n in enumerate((30, 60, 15, 40))]
+    stats, prior = stats_of(*groups), default_prior(torch.tensor(np.concatenate(groups)))
+    base = 10 * prior.psi
+    best = learn_prior(prior, base, stats, steps=500)
+
+    def objective(psi):
+        hyper = wishart(5, base.numpy() / 5).logpdf(psi.numpy())
+        return float(log_marginal_likelihood(prior._replace(psi=psi), stats).sum()) + hyper
+
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        step = torch.tensor(np.eye(3) + 0.1 * rng.normal(size=(3, 3)))
+        assert objective(step @ best.psi @ step.T) < objective(best.psi)
+    assert objective(prior.psi) < objective(best.psi) - 1
+
+
+def test_learned_psi_of_duplicates_stays_positive():
+    x = torch.tensor(np.repeat(sample(4), 50, axis=0))
+    prior = default_prior(x, psi_scale=1.0)
+    stats = label_statistics(x, torch.arange(4).repeat_interleave(50), 4)
+    psi = learn_prior(prior, prior.psi, stats, steps=1000).psi
+    assert torch.linalg.eigvalsh(psi).min() > 0
 
 
 # --- ratios ---

@@ -1,178 +1,61 @@
 """DeepDPM: a network that learns cluster assignments while clusters split and merge."""
 
 import math
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
 
-from latentspace.dirichlet import (
-    e_step,
-    label_statistics,
-    sufficient_statistics,
+from latentspace.dirichlet import Statistics, e_step, label_statistics, sufficient_statistics
+from latentspace.dirichlet_mixture import COUNT, POSITIVE, DirichletMixture, Fit
+from latentspace.dpm_networks import (
+    LEAST,
+    ClusteringNet,
+    SubclusteringNets,
+    assignment_loss,
+    draw_members,
+    half_means,
+    own_halves,
+    reindex,
+    subcluster_loss,
 )
-from latentspace.dpm import DPMixture, move, principal_halves, without_gaps
+from latentspace.moves import Moves, best_halves, frames, in_frames
 
-LEAST = -80.0  # log probabilities below this are one number: their exponentials would be subnormal
+__all__ = ["DeepDPM"]
+
 LEAST_STEPS = 20  # an epoch, on small data
-COLUMNS = 2048  # points a cluster and pass through the subclustering networks
+ROWS = 4096  # points a pass through the clustering network
+NOT_NEGATIVE = Interval(Integral, 0, None, closed="left")
 
 
-class ClusteringNet(nn.Module):
-    """One hidden layer: points (n, d) to log assignments (n, K)."""
+@dataclass
+class DeepFit(Fit):
+    """A fit with networks."""
 
-    def __init__(self, d, k, hidden=50):
-        super().__init__()
-        self.hidden = nn.Linear(d, hidden)
-        self.output = nn.Linear(hidden, k)
-
-    def forward(self, x):
-        return torch.log_softmax(self.output(torch.relu(self.hidden(x))), -1)
-
-    def unit_parameters(self):
-        """The parameters whose leading axis counts clusters."""
-        return {"output.weight": self.output.weight, "output.bias": self.output.bias}
+    network: ClusteringNet | None = None
+    subnetworks: SubclusteringNets | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    sub_means: Tensor | None = None  # (K, 2, r), in the frames of the clusters
+    halves: Tensor | None = None  # (N, 2), soft
+    frozen: int = 0  # epochs for which the mixture still keeps its parameters
+    losses: tuple[float, float] = (math.nan, math.nan)
 
 
-class SubclusteringNets(nn.Module):
-    """K networks with one hidden layer, as one batched module: (K, n, d) to halves (K, n, 2).
-
-    Each looks at the points of its own cluster through ``centre`` (K, d) and ``width`` (K, d),
-    because a small cluster is a dot to a network with weights of order one.
-    """
-
-    def __init__(self, k, d, hidden=50):
-        super().__init__()
-        self.w1 = nn.Parameter(torch.empty(k, d, hidden))
-        self.b1 = nn.Parameter(torch.empty(k, 1, hidden))
-        self.w2 = nn.Parameter(torch.empty(k, hidden, 2))
-        self.b2 = nn.Parameter(torch.empty(k, 1, 2))
-        self.register_buffer("centre", torch.zeros(k, d))
-        self.register_buffer("width", torch.ones(k, d))
-        self.reset(torch.arange(k))
-
-    @torch.no_grad()
-    def reset(self, which, generator=None):
-        """Fresh weights for the networks ``which``, uniform as in nn.Linear."""
-        for weight, bias in ((self.w1, self.b1), (self.w2, self.b2)):
-            bound = weight.shape[1] ** -0.5
-            for parameter in (weight, bias):
-                fresh = torch.rand(parameter[which].shape, generator=generator)
-                parameter[which] = bound * (2 * fresh - 1)
-
-    def forward(self, x):
-        x = (x - self.centre[:, None]) / self.width[:, None]
-        hidden = torch.relu(torch.baddbmm(self.b1, x, self.w1))
-        return torch.softmax(torch.baddbmm(self.b2, hidden, self.w2), -1)
-
-    def unit_parameters(self):
-        """The parameters whose leading axis counts clusters: all of them."""
-        return dict(self.named_parameters())
-
-
-# --- losses ---
-
-
-def assignment_loss(log_r, log_target, direction="target"):
-    """Mean KL divergence between assignments (n, K) and E-step probabilities, given by their logs.
-
-    ``"network"`` is KL(r || r^E), which the paper prints; ``"target"`` is KL(r^E || r), which its
-    code minimises (erratum L8). Both are 0 where they agree.
-    """
-    log_r, log_target = log_r.clamp_min(LEAST), log_target.clamp_min(LEAST)
-    if direction == "network":
-        return (log_r.exp() * (log_r - log_target)).sum(1).mean()
-    if direction == "target":
-        return (log_target.exp() * (log_target - log_r)).sum(1).mean()
-    raise ValueError(f"direction must be 'network' or 'target', got {direction!r}")
-
-
-def subcluster_loss(x, r, means):
-    """Isotropic loss of the halves: x (K, n, d), r (K, n, 2), means (K, 2, d), a scalar.
-
-    The mean over all points of ``sum_j r_j |x - mean_j|^2``.
-    """
-    squares = (x[:, :, None] - means[:, None]).square().sum(-1)
-    return (r * squares).sum(-1).mean()
-
-
-# --- network surgery ---
-
-
-@torch.no_grad()
-def reindex(module, optimizer, index, fresh=None):
-    """Give cluster i of ``module`` the unit that cluster ``index[i]`` had; in place.
-
-    Duplicates and omissions make splits and merges. Adam's running moments follow their units;
-    those of the units ``fresh`` (a mask over the new clusters) start at zero.
-    """
-    for name, parameter in module.unit_parameters().items():
-        new = nn.Parameter(parameter[index].clone())
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, new)
-        for group in optimizer.param_groups:
-            group["params"] = [new if p is parameter else p for p in group["params"]]
-        state = optimizer.state.pop(parameter, None)
-        if state:
-            for key, value in state.items():
-                if torch.is_tensor(value) and value.shape == parameter.shape:
-                    value = value[index].clone()
-                    if fresh is not None:
-                        value[fresh] = 0
-                    state[key] = value
-            optimizer.state[new] = state
-    for name, buffer in module.named_buffers():
-        setattr(module, name, buffer[index].clone())
-
-
-# --- points grouped by cluster ---
-
-
-def draw_members(labels, n_clusters, size, generator):
-    """``size`` random members of each cluster, with replacement: indices (K, size)."""
-    order = labels.argsort()
-    sizes = torch.bincount(labels, minlength=n_clusters)
-    starts = sizes.cumsum(0) - sizes
-    uniform = torch.rand(n_clusters, size, generator=generator, dtype=torch.float64)
-    return order[starts[:, None] + (uniform * sizes[:, None]).long()]
-
-
-@torch.no_grad()
-def own_halves(networks, x, labels):
-    """Each point's soft halves (N, 2) by the network of its own cluster."""
-    order = labels.argsort(stable=True)
-    cluster = labels[order]
-    sizes = torch.bincount(labels, minlength=len(networks.centre))
-    place = torch.arange(len(x)) - (sizes.cumsum(0) - sizes)[cluster]
-    out = x.new_empty(len(x), 2)
-    for start in range(0, int(sizes.max()), COLUMNS):
-        chosen = (place >= start) & (place < start + COLUMNS)
-        rows, k, column = order[chosen], cluster[chosen], place[chosen] - start
-        padded = x.new_zeros(len(sizes), int(column.max()) + 1, x.shape[1])
-        padded[k, column] = x[rows]
-        out[rows] = networks(padded)[k, column]
-    return out
-
-
-def half_means(x, labels, halves, n_clusters):
-    """Weighted means (K, 2, d) of the halves (N, 2) of each cluster."""
-    total = x.new_zeros(n_clusters, 2, x.shape[1])
-    weight = x.new_zeros(n_clusters, 2).index_add(0, labels, halves)
-    for j in (0, 1):
-        total[:, j].index_add_(0, labels, halves[:, j, None] * x)
-    return total / weight.clamp_min(1e-6)[..., None]
-
-
-# --- the estimator ---
-
-
-class DeepDPM(DPMixture):
+class DeepDPM(DirichletMixture):
     """Clustering with an unknown number of clusters by networks that imitate a mixture.
 
     A clustering network proposes soft assignments r. It is trained towards the E-step of a Gaussian
     mixture whose parameters are in turn estimated with r. For each cluster a subclustering network
     learns two halves; in turn, splits into these halves and merges of neighbours are accepted by
-    their Hastings ratio, and the networks follow.
+    their Hastings ratio, and the networks follow. A subclustering network starts with the means of
+    `best_halves`, when the fit begins and when a move has made its cluster; a refusal leaves it.
+
+    Networks and mixture see `invariant_coordinates`, so that any invertible linear map of the
+    features, and copies or sums of features among them, change nothing but rounding.
 
     Parameters
     ----------
@@ -189,6 +72,9 @@ class DeepDPM(DPMixture):
         Adam's learning rates for the clustering and the subclustering networks.
     direction : {"target", "network"}
         Of the Kullback-Leibler loss, see `assignment_loss`.
+    assign_by : {"network", "mixture"}
+        Whose assignments are r. With "mixture" the E-step takes the clustering network's place:
+        what the network adds is the difference.
     move_every : int
         Epochs between rounds of moves; splits and merges take turns.
     freeze : int
@@ -199,11 +85,9 @@ class DeepDPM(DPMixture):
 
     Attributes
     ----------
-    n_clusters_, weights_, means_, covariances_, prior_, posterior_, n_iter_
+    n_clusters_, weights_, means_, covariances_, prior_, posterior_, events_, n_iter_
         As in `DPMixture`.
-    events_ : DataFrame
-        As in `DPMixture`, with a third kind: "empty", a unit that no point chose was taken away.
-    labels_ : array (n,), the network's
+    labels_ : array (n,), by the assignments r
     mixture_labels_ : array (n,), those of the mixture that the network imitates
     network_ : ClusteringNet
     subnetworks_ : SubclusteringNets
@@ -213,37 +97,45 @@ class DeepDPM(DPMixture):
     Source: DeepDPM (Ronen et al. 2022), errata L7-L9 and B6.
     """
 
+    _parameter_constraints: dict[str, list[Any]] = {
+        **DirichletMixture._parameter_constraints,
+        **dict.fromkeys(["hidden", "epochs", "batch_size", "sub_batch_size"], [COUNT]),
+        "move_every": [COUNT],
+        **dict.fromkeys(["lr", "sub_lr"], [POSITIVE]),
+        **dict.fromkeys(["freeze", "settle"], [NOT_NEGATIVE]),
+        "direction": [StrOptions({"target", "network"})],
+        "assign_by": [StrOptions({"network", "mixture"})],
+    }
+
     def __init__(
         self,
-        initial_clusters=1,
-        alpha=10.0,
-        kappa=1e-4,
-        nu=None,
-        psi_scale="learned",
-        coarsening=660.0,
-        neighbours=3,
-        hidden=50,
-        epochs=80,
-        batch_size=1024,
-        sub_batch_size=64,
-        lr=1e-2,
-        sub_lr=1e-2,
-        direction="target",
-        move_every=3,
-        freeze=2,
-        settle=10,
-        random_state=None,
+        initial_clusters: int = 1,
+        alpha: float = 10.0,
+        kappa: float = 1e-4,
+        nu: float | None = None,
+        psi_scale: str | float = "learned",
+        coarsening: float | None = 660.0,
+        neighbours: int = 3,
+        hidden: int = 50,
+        epochs: int = 80,
+        batch_size: int = 1024,
+        sub_batch_size: int = 64,
+        lr: float = 1e-2,
+        sub_lr: float = 1e-2,
+        direction: str = "target",
+        assign_by: str = "network",
+        move_every: int = 3,
+        freeze: int = 2,
+        settle: int = 10,
+        random_state: int | np.random.RandomState | None = None,
     ):
-        super().__init__(
-            initial_clusters=initial_clusters,
-            alpha=alpha,
-            kappa=kappa,
-            nu=nu,
-            psi_scale=psi_scale,
-            coarsening=coarsening,
-            neighbours=neighbours,
-            random_state=random_state,
-        )
+        self.initial_clusters = initial_clusters
+        self.alpha = alpha
+        self.kappa = kappa
+        self.nu = nu
+        self.psi_scale = psi_scale
+        self.coarsening = coarsening
+        self.neighbours = neighbours
         self.hidden = hidden
         self.epochs = epochs
         self.batch_size = batch_size
@@ -251,162 +143,143 @@ class DeepDPM(DPMixture):
         self.lr = lr
         self.sub_lr = sub_lr
         self.direction = direction
+        self.assign_by = assign_by
         self.move_every = move_every
         self.freeze = freeze
         self.settle = settle
+        self.random_state = random_state
 
-    def fit(self, X, y=None, callback=None):
-        """Cluster ``X`` (n, d); ``y`` is ignored.
+    # --- the schedule ---
 
-        ``callback(epoch, snapshot)`` is called after each epoch. Raises ValueError on NaN or
-        parameters out of range.
-        """
-        x = self._start(X)
-        labels, k = without_gaps(self._initial_labels(x))
-        self._build(x, labels, k)
-        history, events, frozen = [], [], self.freeze
-        for epoch in range(1, self.epochs + 1):
-            losses, log_density = self._train(x, labels)
-            labels, r, emptied = self._assign(x, epoch)
-            if frozen:
-                frozen -= 1
-            else:
-                self._m_step(sufficient_statistics(x, r))
-            halves = own_halves(self.subnetworks_, x.float(), labels)
-            self._sub_means = half_means(x.float(), labels, halves, r.shape[1])
-            moves = []
-            if epoch % self.move_every == 0 and epoch <= self.epochs - self.settle:
-                stats = label_statistics(x, labels, r.shape[1])
-                if epoch // self.move_every % 2:
-                    labels, moves = self._split(x, labels, stats, epoch, halves.argmax(1))
-                else:
-                    labels, moves = self._merge(labels, stats, epoch)
-                if moves:
-                    labels = self._operate(x, labels)
-                    frozen = self.freeze
-            events += emptied + moves
-            history.append(self._row(epoch, len(self._sub_means), log_density, moves, **losses))
-            if callback is not None:
-                callback(epoch, self._snapshot(x, labels, self._sub_means))
-        labels, r, emptied = self._assign(x, self.epochs)
-        events += emptied
-        self._m_step(sufficient_statistics(x, r))
-        self._finish(history, events)
-        self.labels_ = labels.numpy()
-        self.mixture_labels_ = e_step(x, *self._mixture)[0].argmax(1).numpy()
-        return self
+    def _rounds(self) -> int:
+        return self.epochs
 
-    def _check(self, x):
-        super()._check(x)
-        for name in ("hidden", "epochs", "batch_size", "sub_batch_size", "move_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("lr", "sub_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if self.direction not in ("target", "network"):
-            raise ValueError(f"direction must be 'target' or 'network', got {self.direction!r}")
+    def _kind(self, epoch: int) -> str | None:
+        if epoch % self.move_every or epoch > self.epochs - self.settle:
+            return None
+        return "split" if epoch // self.move_every % 2 else "merge"
 
-    def _build(self, x, labels, k):
-        """Networks, their optimiser and the first mixture, all from the initial labels."""
-        d = x.shape[1]
-        with torch.random.fork_rng(devices=[]):  # keeps the caller's global random state
-            torch.manual_seed(self._seed)
-            self.network_ = ClusteringNet(d, k, self.hidden)
-            self.subnetworks_ = SubclusteringNets(k, d, self.hidden)
-        self._optimizer = torch.optim.Adam(
+    # --- an epoch ---
+
+    def _prepared(self, fit: Fit) -> DeepFit:
+        """The fit with its networks and their optimiser."""
+        fit = DeepFit(**{field.name: getattr(fit, field.name) for field in fields(fit)})
+        k, r = fit.mixture[1].shape
+        fit.network = ClusteringNet(r, k, self.hidden, fit.generator)
+        fit.subnetworks = SubclusteringNets(k, r, self.hidden, fit.generator)
+        fit.optimizer = torch.optim.Adam(
             [
-                {"params": list(self.network_.parameters()), "lr": self.lr},
-                {"params": list(self.subnetworks_.parameters()), "lr": self.sub_lr},
+                {"params": list(fit.network.parameters()), "lr": self.lr},
+                {"params": list(fit.subnetworks.parameters()), "lr": self.sub_lr},
             ]
         )
-        # Features of small variance would be learned last.
-        width = x.std(0, correction=0)
-        self._width = torch.where(width > 1e-6, width, 1.0)
-        stats = label_statistics(x, labels, k)
-        self._m_step(stats)
-        self._sub_means = x.new_zeros(k, 2, d).float()
-        self._start_halves(x, labels, stats, torch.ones(k, dtype=torch.bool))
+        fit.sub_means = torch.zeros(k, 2, r)
+        fit.frozen = self.freeze
+        every = torch.ones(k, dtype=torch.bool)
+        self._start_halves(fit, label_statistics(fit.x, fit.labels, k), every)
+        return fit
 
-    def _start_halves(self, x, labels, stats, fresh):
-        """Means of the halves of the clusters ``fresh`` (a mask) by 2-means on the first axis."""
-        width = (stats.scatter.diagonal(dim1=1, dim2=2) / stats.count[:, None]).sqrt()
-        self.subnetworks_.centre[fresh] = stats.mean[fresh].float()
-        self.subnetworks_.width[fresh] = torch.where(width > 1e-6, width, 1.0)[fresh].float()
-        k = len(fresh)
-        halves = principal_halves(x, labels, stats)
-        means = label_statistics(x, 2 * labels + halves, 2 * k).mean.view(k, 2, -1)
-        self._sub_means[fresh] = means[fresh].float()
+    def _improve(self, fit: DeepFit) -> None:
+        """Train all networks for an epoch; new assignments, then a new mixture from them."""
+        self._train(fit)
+        r = self._assign(fit)
+        if fit.frozen:
+            fit.frozen -= 1
+        else:
+            self._m_step(fit, sufficient_statistics(fit.x, r))
+        nets = fit.subnetworks
+        z = in_frames(fit.x.float(), fit.labels, nets.centre, nets.whiten)
+        fit.halves = own_halves(nets, z, fit.labels)
+        fit.sub_means = half_means(z, fit.labels, fit.halves, fit.k)
 
-    def _train(self, x, labels):
-        """One epoch of all networks; the mean losses and the mixture's log densities."""
-        responsibilities, log_density = e_step(x, *self._mixture)
+    def _train(self, fit: DeepFit) -> None:
+        """An epoch of steps on both losses, towards the E-step of the mixture as it is now."""
+        responsibilities, log_density = e_step(fit.x, *fit.mixture)
+        fit.log_density = log_density.mean().item()
         target = responsibilities.clamp_min(math.exp(LEAST)).log().float()
-        x = x.float()
-        inputs = x / self._width.float()
-        losses = []
+        x, nets = fit.x.float(), fit.subnetworks
         size = min(self.batch_size, math.ceil(len(x) / LEAST_STEPS))
-        steps = torch.randperm(len(x), generator=self._generator).split(size)
-        k, b = len(self._sub_means), self.sub_batch_size
-        drawn = draw_members(labels, k, len(steps) * b, self._generator).split(b, 1)
-        for rows, own_rows in zip(steps, drawn, strict=True):
-            members = x[own_rows]
-            own = assignment_loss(self.network_(inputs[rows]), target[rows], self.direction)
-            sub = subcluster_loss(members, self.subnetworks_(members), self._sub_means)
-            self._optimizer.zero_grad()
-            (own + sub).backward()
-            self._optimizer.step()
-            losses.append((own.item(), sub.item()))
-        loss, sub_loss = np.mean(losses, 0)
-        return {"loss": loss, "sub_loss": sub_loss}, log_density
+        steps = torch.randperm(len(x), generator=fit.generator).split(size)
+        b = self.sub_batch_size
+        drawn = draw_members(fit.labels, fit.k, len(steps) * b, fit.generator).split(b, 1)
+        losses = []
+        for rows, members in zip(steps, drawn, strict=True):
+            loss = assignment_loss(fit.network(x[rows]), target[rows], self.direction)
+            z = nets.locate(x[members])
+            sub_loss = subcluster_loss(z, nets(z), fit.sub_means)
+            fit.optimizer.zero_grad()
+            (loss + sub_loss).backward()
+            fit.optimizer.step()
+            losses.append((loss.item(), sub_loss.item()))
+        fit.losses = tuple(np.mean(losses, 0).tolist())
 
-    @torch.no_grad()
-    def _assign(self, x, epoch):
-        """Hard labels (N,), soft assignments (N, K), events: units without a point go."""
-        r = self._soft(x)
-        labels = r.argmax(1)
-        used, renumbered = labels.unique(return_inverse=True)
-        counts = range(r.shape[1], len(used), -1)
-        if len(counts):
-            self._keep(used)
-            weights, means, covariances = (part[used] for part in self._mixture)
-            self._mixture = (weights / weights.sum(), means, covariances)
+    def _assign(self, fit: DeepFit) -> Tensor:
+        """Assignments r (N, K), their labels; units that no point chooses are taken away."""
+        by_mixture = self.assign_by == "mixture"
+        r = e_step(fit.x, *fit.mixture)[0] if by_mixture else soft(fit.network, fit.x)
+        used, fit.labels = r.argmax(1).unique(return_inverse=True)
+        fit.emptied = r.shape[1] - len(used)
+        if fit.emptied:
+            self._keep(fit, used)
+            weights, means, covariances = (part[used] for part in fit.mixture)
+            fit.mixture = (weights / weights.sum(), means, covariances)
             r = r[:, used] / r[:, used].sum(1, keepdim=True)
-        return renumbered, r, [move(epoch, "empty", math.nan, k, k - 1) for k in counts]
+        return r
 
-    def _soft(self, x):
-        inputs = (x / self._width).float()
-        with torch.no_grad():
-            return torch.cat([self.network_(rows) for rows in inputs.split(COLUMNS)]).double().exp()
+    # --- moves ---
 
-    def _keep(self, index, fresh=None):
-        """All networks get the units ``index``; subnetworks ``fresh`` (a mask) start anew."""
-        reindex(self.network_, self._optimizer, index)
-        reindex(self.subnetworks_, self._optimizer, index, fresh)
-        self._sub_means = self._sub_means[index].clone()
-        if fresh is not None:
-            self.subnetworks_.reset(fresh, self._generator)
+    def _halves(self, fit: DeepFit, stats: Statistics) -> Tensor:
+        return fit.halves.argmax(1)
 
-    def _operate(self, x, labels):
-        """Network surgery after moves: units follow the clusters, the mixture their new labels.
+    def _follow(self, fit: DeepFit, stats: Statistics, moves: Moves) -> None:
+        """Units follow their clusters: a new one is a copy of the unit it was split from, a merged
+        one that of the larger part; their subclustering networks start anew."""
+        self._keep(fit, moves.parents, moves.fresh)
+        fit.subnetworks.reset(moves.fresh, fit.generator)
+        self._start_halves(fit, stats, moves.fresh)
+        fit.frozen = self.freeze
 
-        The unit of a new cluster is a copy of the unit it was split from, that of a merged one the
-        unit of the larger part. Returns the labels renumbered to the new units.
-        """
-        # Which units the points of each new cluster came from, and how many.
-        old = self._soft(x).argmax(1)
-        used, labels = labels.unique(return_inverse=True)
-        k, k_old = len(used), len(self._sub_means)
-        table = torch.bincount(labels * k_old + old, minlength=k * k_old).view(k, k_old)
-        index = table.argmax(1)
-        unchanged = (table > 0).sum(1) == 1
-        unchanged &= (table > 0).sum(0)[index] == 1
-        self._keep(index, ~unchanged)
-        stats = label_statistics(x, labels, k)
-        self._m_step(stats)
-        self._start_halves(x, labels, stats, ~unchanged)
-        return labels
+    def _keep(self, fit: DeepFit, index: Tensor, fresh: Tensor | None = None) -> None:
+        """All networks get the units ``index``; the momentum of ``fresh`` subnetworks is gone."""
+        reindex(fit.network, fit.optimizer, index)
+        reindex(fit.subnetworks, fit.optimizer, index, fresh)
+        fit.sub_means = fit.sub_means[index].clone()
 
-    def predict_proba(self, X):
-        """Soft assignments (n, K) of the clustering network."""
-        return self._soft(self._standardised(X)).numpy()
+    def _start_halves(self, fit: DeepFit, stats: Statistics, fresh: Tensor) -> None:
+        """Frames of the clusters ``fresh`` (a mask), and the means of their best halves there."""
+        k = len(fresh)
+        centre, whiten = frames(stats, fit.prior)
+        halves = best_halves(fit.x, fit.labels, stats, fit.prior, self.alpha, fit.power)
+        z = in_frames(fit.x, fit.labels, centre, whiten)
+        means = half_means(z, fit.labels, torch.nn.functional.one_hot(halves, 2).to(z.dtype), k)
+        fit.subnetworks.centre[fresh] = centre[fresh].float()
+        fit.subnetworks.whiten[fresh] = whiten[fresh].float()
+        fit.sub_means[fresh] = means[fresh].float()
+
+    # --- results ---
+
+    def _end(self, fit: DeepFit) -> None:
+        self._m_step(fit, sufficient_statistics(fit.x, self._assign(fit)))
+        self.network_, self.subnetworks_ = fit.network, fit.subnetworks
+        self.mixture_labels_ = e_step(fit.x, *fit.mixture)[0].argmax(1).numpy()
+
+    def _history_row(self, epoch: int, fit: DeepFit, moves: Moves) -> dict[str, float]:
+        loss, sub_loss = fit.losses
+        return super()._history_row(epoch, fit, moves) | {"loss": loss, "sub_loss": sub_loss}
+
+    def _sub_means(self, fit: DeepFit) -> Tensor:
+        nets = fit.subnetworks
+        return torch.linalg.solve(nets.whiten, fit.sub_means.mT).mT + nets.centre[:, None]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Soft assignments (n, K): the clustering network's, or as ``assign_by`` says."""
+        if self.assign_by == "mixture":
+            return super().predict_proba(X)
+        x = self._located(X)
+        return soft(self.network_, x).numpy()
+
+
+@torch.no_grad()
+def soft(network: ClusteringNet, x: Tensor) -> Tensor:
+    """Soft assignments (N, K) of points (N, r), in double precision."""
+    return torch.cat([network(rows) for rows in x.float().split(ROWS)]).double().exp()

@@ -9,12 +9,41 @@ against chains of Student-t predictives.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+__all__ = [
+    "NIW",
+    "Statistics",
+    "combine",
+    "crp_expected_tables",
+    "crp_log_probability",
+    "crp_sample",
+    "crp_table_distribution",
+    "default_prior",
+    "e_step",
+    "gaussian_log_density",
+    "label_statistics",
+    "learn_prior",
+    "log_determinant",
+    "log_hastings_merge",
+    "log_hastings_split",
+    "log_marginal_likelihood",
+    "map_estimate",
+    "map_weights",
+    "outer",
+    "posterior",
+    "select",
+    "sufficient_statistics",
+    "temper",
+]
 
 ROWS = 4096  # rows a block in the passes over the data, so that no (N, K, d) tensor is built
+SMALLEST = 1e-6  # of the data's variances: the least prior scale, so that duplicates stay harmless
 
 
 class NIW(NamedTuple):
@@ -24,10 +53,10 @@ class NIW(NamedTuple):
     Needs kappa > 0, nu > d - 1, psi positive definite.
     """
 
-    mean: torch.Tensor
-    kappa: torch.Tensor
-    psi: torch.Tensor
-    nu: torch.Tensor
+    mean: Tensor
+    kappa: Tensor
+    psi: Tensor
+    nu: Tensor
 
 
 class Statistics(NamedTuple):
@@ -37,15 +66,15 @@ class Statistics(NamedTuple):
     products about that mean. An empty cluster has count, mean and scatter 0.
     """
 
-    count: torch.Tensor
-    mean: torch.Tensor
-    scatter: torch.Tensor
+    count: Tensor
+    mean: Tensor
+    scatter: Tensor
 
 
 # --- data to statistics ---
 
 
-def sufficient_statistics(x, responsibilities):
+def sufficient_statistics(x: Tensor, responsibilities: Tensor) -> Statistics:
     """Statistics of points ``x`` (N, d) that belong to K clusters by ``responsibilities`` (N, K).
 
     The scatter is summed about the cluster's mean, so large offsets of the data do no harm.
@@ -65,7 +94,7 @@ def sufficient_statistics(x, responsibilities):
     return Statistics(count, mean, scatter)
 
 
-def label_statistics(x, labels, n_clusters):
+def label_statistics(x: Tensor, labels: Tensor, n_clusters: int) -> Statistics:
     """Statistics of points ``x`` (N, d) with hard ``labels`` (N,) in 0..n_clusters-1.
 
     As `sufficient_statistics` of the one-hot matrix, at a cost that does not grow with K.
@@ -79,12 +108,12 @@ def label_statistics(x, labels, n_clusters):
     return Statistics(sizes.to(x.dtype), mean, scatter)
 
 
-def select(stats, index):
+def select(stats: Statistics, index: Tensor | slice | list[int]) -> Statistics:
     """Statistics of the chosen clusters: an index tensor, a mask or a slice of the K axis."""
     return Statistics(*(part[index] for part in stats))
 
 
-def combine(first, second):
+def combine(first: Statistics, second: Statistics) -> Statistics:
     """Statistics of the unions of clusters, pair by pair (the parallel-axis theorem)."""
     count = first.count + second.count
     share = (second.count / count.clamp_min(torch.finfo(count.dtype).tiny))[..., None]
@@ -93,7 +122,7 @@ def combine(first, second):
     return Statistics(count, first.mean + share * shift, first.scatter + second.scatter + between)
 
 
-def temper(stats, power):
+def temper(stats: Statistics, power: float) -> Statistics:
     """Statistics in which each point counts ``power``, in (0, 1].
 
     Likelihoods of them are those of the points to that power. After the coarsened posterior of
@@ -105,7 +134,7 @@ def temper(stats, power):
     return Statistics(stats.count * power, stats.mean, stats.scatter * power)
 
 
-def outer(v):
+def outer(v: Tensor) -> Tensor:
     """Outer products (..., d, d) of vectors (..., d) with themselves."""
     return v[..., :, None] * v[..., None, :]
 
@@ -113,12 +142,16 @@ def outer(v):
 # --- the conjugate family ---
 
 
-def default_prior(x, kappa=1e-4, psi_scale=0.1, nu=None):
-    """A vague prior from the data ``x`` (N, d): centred on them, psi a fraction of their variances.
+def default_prior(
+    x: Tensor, kappa: float = 1e-4, psi_scale: float = 0.1, nu: float | None = None
+) -> NIW:
+    """A vague prior from ``x`` (N, d): centred on the data, psi a fraction of their covariance.
 
     ``nu`` is d + 2 by default, the smallest integer for which the prior mean of Sigma exists; it
-    then equals psi = ``psi_scale`` * diag(variances). Constant features get a millionth of the
-    largest variance (all constant: 1), so psi is always positive definite.
+    then equals psi = ``psi_scale`` * covariance. So the prior follows the data through every
+    change of units and every other invertible map: ratios of marginal likelihoods do not move.
+    Where the correlations are singular, their eigenvalues are lifted to a millionth of the largest;
+    a constant feature gets a millionth of the largest variance (all constant: 1).
     """
     d = x.shape[1]
     nu = d + 2 if nu is None else nu
@@ -126,14 +159,45 @@ def default_prior(x, kappa=1e-4, psi_scale=0.1, nu=None):
         raise ValueError(
             f"needs kappa > 0, psi_scale > 0 and nu > d - 1, got {kappa}, {psi_scale}, {nu}"
         )
-    variances = x.var(0, correction=0)
-    largest = variances.max()
-    variances = variances.clamp_min(1e-6 * largest) if largest > 0 else torch.ones_like(variances)
-    psi = torch.diag(psi_scale * variances)
-    return NIW(x.mean(0), x.new_tensor(kappa), psi, x.new_tensor(nu))
+    mean = x.mean(0)
+    deviations = (x - mean).square().mean(0).sqrt()
+    constant = deviations <= 10 * torch.finfo(x.dtype).eps * mean.abs()  # rounding
+    least = math.sqrt(SMALLEST) * deviations.max() if not constant.all() else 1.0
+    deviations = torch.where(constant, least, deviations)
+    standard = (x - mean) / deviations
+    correlations = standard.T @ standard / len(x)
+    correlations.diagonal()[constant] = 1
+    values, vectors = torch.linalg.eigh(correlations)
+    correlations = (vectors * values.clamp_min(SMALLEST * values[-1])) @ vectors.T
+    psi = psi_scale * deviations[:, None] * correlations * deviations
+    return NIW(mean, x.new_tensor(kappa), psi, x.new_tensor(nu))
 
 
-def posterior(prior, stats):
+def learn_prior(prior: NIW, base: Tensor, stats: Statistics, steps: int = 20) -> NIW:
+    """The prior with psi fitted to the clusters: empirical Bayes by EM on their covariances.
+
+    Sigma_k ~ IW(psi, nu), and psi ~ Wishart with mean ``base`` (d, d) and d + 2 degrees of
+    freedom, which matters only while there are one or two clusters. Each step takes the posterior
+    means of the precisions, nu* Psi*^-1, and moves psi to its mode given them,
+
+        (d + 2 + K nu - d - 1) ((d + 2) base^-1 + sum_k nu*_k Psi*_k^-1)^-1,
+
+    and psi stays above a millionth of ``base``.
+    """
+    d = len(base)
+    dof = d + 2
+    base_precision = dof * torch.linalg.inv(base)
+    psi = prior.psi
+    for _ in range(steps):
+        after = posterior(prior._replace(psi=psi), stats)
+        precisions = after.nu[:, None, None] * torch.linalg.inv(after.psi)
+        total = base_precision + precisions.sum(0)
+        mode = (dof + len(precisions) * prior.nu - d - 1) * torch.linalg.inv(total)
+        psi = (mode + mode.T) / 2 + SMALLEST * base
+    return prior._replace(psi=psi)
+
+
+def posterior(prior: NIW, stats: Statistics) -> NIW:
     """The NIW posterior of each cluster (B6: kappa*, nu*, m*, Psi*), a batch of K."""
     kappa, nu = prior.kappa + stats.count, prior.nu + stats.count
     shift = stats.mean - prior.mean
@@ -142,7 +206,7 @@ def posterior(prior, stats):
     return NIW(mean, kappa, prior.psi + stats.scatter + shrink * outer(shift), nu)
 
 
-def map_estimate(prior, stats):
+def map_estimate(prior: NIW, stats: Statistics) -> tuple[Tensor, Tensor]:
     """The joint mode of (mu, Sigma): means (K, d) and covariances Psi* / (nu* + d + 2) (K, d, d).
 
     It exists for an empty cluster too, which gets the prior's mode.
@@ -152,7 +216,7 @@ def map_estimate(prior, stats):
     return after.mean, after.psi / (after.nu + d + 2)[..., None, None]
 
 
-def map_weights(count, alpha):
+def map_weights(count: Tensor, alpha: float) -> Tensor:
     """Weights (N_k + alpha / K) / (N + alpha) of K clusters with counts (K,): they sum to 1.
 
     The posterior mean (not the mode) under a symmetric Dirichlet prior of total alpha.
@@ -160,7 +224,7 @@ def map_weights(count, alpha):
     return (count + alpha / len(count)) / (count.sum() + alpha)
 
 
-def log_marginal_likelihood(prior, stats):
+def log_marginal_likelihood(prior: NIW, stats: Statistics) -> Tensor:
     """``ln f`` of each cluster's points with (mu, Sigma) integrated out (K,); 0 if it is empty."""
     after = posterior(prior, stats)
     d = prior.mean.shape[-1]
@@ -174,7 +238,7 @@ def log_marginal_likelihood(prior, stats):
     )
 
 
-def log_determinant(matrices):
+def log_determinant(matrices: Tensor) -> Tensor:
     """``ln |A|`` of symmetric positive definite matrices (..., d, d)."""
     triangles = torch.linalg.cholesky(matrices)
     return 2 * triangles.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -183,7 +247,9 @@ def log_determinant(matrices):
 # --- moves between partitions ---
 
 
-def log_hastings_split(first, second, prior, alpha):
+def log_hastings_split(
+    first: Statistics, second: Statistics, prior: NIW, alpha: float
+) -> Tensor:
     """``ln H_s`` of splitting each union into its ``first`` and ``second`` half (K,).
 
     alpha Gamma(N_1) f_1 Gamma(N_2) f_2 / (Gamma(N) f): the ratio of the posteriors of the two
@@ -203,7 +269,9 @@ def log_hastings_split(first, second, prior, alpha):
     return ratio.where((first.count > 0) & (second.count > 0), -math.inf)
 
 
-def log_hastings_merge(first, second, prior, alpha):
+def log_hastings_merge(
+    first: Statistics, second: Statistics, prior: NIW, alpha: float
+) -> Tensor:
     """``ln H_m = -ln H_s`` of joining clusters pair by pair (K,); joining an empty one: +inf."""
     return -log_hastings_split(first, second, prior, alpha)
 
@@ -211,7 +279,7 @@ def log_hastings_merge(first, second, prior, alpha):
 # --- the mixture ---
 
 
-def gaussian_log_density(x, means, covariances):
+def gaussian_log_density(x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     """``ln N(x_i; mu_k, Sigma_k)`` for x (N, d), means (K, d), covariances (K, d, d): (N, K)."""
     d = x.shape[1]
     triangles = torch.linalg.cholesky(covariances)
@@ -227,7 +295,9 @@ def gaussian_log_density(x, means, covariances):
     return -0.5 * torch.cat(square, 1).T - constant
 
 
-def e_step(x, weights, means, covariances):
+def e_step(
+    x: Tensor, weights: Tensor, means: Tensor, covariances: Tensor
+) -> tuple[Tensor, Tensor]:
     """Responsibilities (N, K) and log densities (N,) under a Gaussian mixture, in log space."""
     joint = gaussian_log_density(x, means, covariances) + weights.log()
     log_density = joint.logsumexp(1)
@@ -237,7 +307,9 @@ def e_step(x, weights, means, covariances):
 # --- the Chinese restaurant ---
 
 
-def crp_sample(n, alpha, generator=None):
+def crp_sample(
+    n: int, alpha: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Seat ``n`` customers: the i-th (from 0) opens a table with probability alpha / (alpha + i).
 
     Otherwise it joins a customer chosen uniformly among those before it, hence a table in
@@ -257,7 +329,7 @@ def crp_sample(n, alpha, generator=None):
     return seating, seating.bincount()
 
 
-def crp_log_probability(sizes, alpha):
+def crp_log_probability(sizes: Iterable[int], alpha: float) -> float:
     """``ln P`` of one partition whose blocks have these ``sizes`` (each >= 1), a float.
 
     T ln alpha + sum ln Gamma(n_t) - sum_i ln(alpha + i): the order of arrival does not matter.
@@ -271,13 +343,13 @@ def crp_log_probability(sizes, alpha):
     return len(sizes) * math.log(alpha) + blocks - normaliser
 
 
-def crp_expected_tables(n, alpha):
+def crp_expected_tables(n: int, alpha: float) -> float:
     """Expected number of tables of ``n`` customers: the sum of alpha / (alpha + i), i < n."""
     _check_restaurant(n, alpha)
     return float((alpha / (alpha + np.arange(n))).sum())
 
 
-def crp_table_distribution(n, alpha):
+def crp_table_distribution(n: int, alpha: float) -> np.ndarray:
     """P(T = t) for t = 0..n, (n + 1,) float64: one more customer is one step of the recursion."""
     _check_restaurant(n, alpha)
     p = np.zeros(n + 1)
@@ -289,6 +361,6 @@ def crp_table_distribution(n, alpha):
     return p
 
 
-def _check_restaurant(n, alpha):
+def _check_restaurant(n: int, alpha: float) -> None:
     if n < 1 or not alpha > 0:
         raise ValueError(f"needs n >= 1 customers and alpha > 0, got {n} and {alpha}")

@@ -32,25 +32,34 @@ def points(n, k):
 
 def measure(n, k, rounds):
     """{piece: least CPU seconds} at ``n`` points and ``k`` clusters."""
-    from latentspace.deepdpm import DeepDPM, own_halves
+    import torch
+
+    from latentspace.deepdpm import DeepDPM
     from latentspace.dirichlet import e_step, label_statistics, sufficient_statistics
-    from latentspace.dpm import principal_halves
+    from latentspace.dpm_networks import own_halves
+    from latentspace.moves import best_halves, in_frames, merge, split
 
     x, labels = points(n, k)
-    model = DeepDPM(k, random_state=0)
-    x = model._start(x.numpy())
-    model._build(x, labels, k)
-    stats = label_statistics(x, labels, k)
-    halves = principal_halves(x, labels, stats, steps=1)
-    r, _ = e_step(x, *model._mixture)
+    model = DeepDPM(random_state=0)
+    fit = model._begin(x.numpy())  # of one cluster; the others are known
+    fit.labels = labels
+    model._m_step(fit, label_statistics(fit.x, labels, k))
+    fit = model._prepared(fit)
+    stats = label_statistics(fit.x, labels, k)
+    halves = best_halves(fit.x, labels, stats, fit.prior, 10.0)
+    r, _ = e_step(fit.x, *fit.mixture)
+    nets = fit.subnetworks
+    z = in_frames(fit.x.float(), labels, nets.centre, nets.whiten)
+    generator = torch.Generator().manual_seed(0)
     pieces = {
-        "E-step": lambda: e_step(x, *model._mixture),
-        "M-step": lambda: model._m_step(sufficient_statistics(x, r)),
-        "halves": lambda: principal_halves(x, labels, stats, steps=1),
-        "splits": lambda: model._split(x, labels, stats, 1, halves),
-        "merges": lambda: model._merge(labels, stats, 1),
-        "training": lambda: model._train(x, labels),
-        "subnets": lambda: own_halves(model.subnetworks_, x.float(), labels),
+        "E-step": lambda: e_step(fit.x, *fit.mixture),
+        "M-step": lambda: model._m_step(fit, sufficient_statistics(fit.x, r)),
+        "halves": lambda: best_halves(fit.x, labels, stats, fit.prior, 10.0),
+        "splits": lambda: split(fit.x, labels, halves, k, fit.prior, 10.0, generator),
+        "merges": lambda: merge(labels, stats, fit.prior, 10.0, generator),
+        "training": lambda: model._train(fit),
+        "frames": lambda: in_frames(fit.x.float(), labels, nets.centre, nets.whiten),
+        "subnets": lambda: own_halves(nets, z, labels),
     }
     least = {}
     for name, piece in pieces.items():
