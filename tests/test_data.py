@@ -1290,12 +1290,22 @@ def test_real_files(name, split, monkeypatch):
     assert set(np.unique(y)) == set(range(len(names)))  # every class occurs
 
 
-def test_real_imbalanced_moco_features_are_some_of_the_balanced_ones(monkeypatch):
+def test_L14_imbalanced_moco_features_repeat_the_balanced_ones(monkeypatch):
     x, y, names = real("imagenet50-imbalanced-moco", "test", monkeypatch)
     whole = real("imagenet50-moco", "test", monkeypatch)
     classes = {row.tobytes(): label for row, label in zip(whole.x, whole.y, strict=True)}
     assert [classes[row.tobytes()] for row in x] == y.tolist()
     assert (len(x), len(np.unique(y)), len(names)) == (2501, 48, 50)
+    times = np.unique(x, axis=0, return_counts=True)[1]
+    assert (len(times), times.max()) == (1507, 9)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_L14_imbalanced_embeddings_are_cut_from_the_balanced_ones(name, monkeypatch):
+    x, y, _ = real(f"{name}-imbalanced-umap", "all", monkeypatch)
+    whole = real(f"{name}-umap", "all", monkeypatch)
+    classes = {row.tobytes(): label for row, label in zip(whole.x, whole.y, strict=True)}
+    assert [classes[row.tobytes()] for row in x] == y.tolist()
 
 
 def test_real_imagenet_names_are_those_of_the_list(monkeypatch):
