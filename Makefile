@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test check run rerun named notebooks lab student colab address clean
+.PHONY: help book test check gpu run rerun named notebooks lab student colab address clean
 
 help:
 	@echo "make book                                build the site"
 	@echo "make check                               the unit tests"
 	@echo "make test                                every check"
+	@echo "make gpu                                 checks and throughput on a CUDA device  [DEVICE=cpu]"
 	@echo "make run CHAPTER=02_deepkde              run a chapter  [PARAMS=file.yaml] [OUT=copy.ipynb]"
 	@echo "make rerun CHAPTER=02_deepkde            run it again and compare with its stored numbers  [NAME=..]"
 	@echo "make notebooks                           regenerate and execute stale chapters  [CHAPTER=..]"
@@ -51,6 +52,15 @@ test: $(VENV)/test.stamp
 
 # What a caller sets reaches the shell as variables, whatever characters it holds.
 export CHAPTER PARAMS OUT NAME URL
+
+# On a machine with CUDA: its own Python, with torch, numpy, pandas, scikit-learn and pytest, will do,
+# as in `make gpu GPU_PYTHON=python3`. No data and no network are needed; nine minutes are enough.
+DEVICE ?= cuda
+GPU_PYTHON ?= $(BIN)/python
+
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/test.stamp)
+	DEVICE=$(DEVICE) PYTHONPATH=lib $(GPU_PYTHON) -m pytest -q -o addopts= -p no:cacheprovider tests/test_gpu.py
+	PYTHONPATH=lib $(GPU_PYTHON) tests/benchmarks/gpu.py --device $(DEVICE) $(GPU_OPTIONS)
 
 run: named $(VENV)/book.stamp
 	@$(BIN)/python book/tools/run.py "$$CHAPTER" $${PARAMS:+--params "$$PARAMS"} $${OUT:+--out "$$OUT"}

@@ -14,6 +14,14 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
            "VECLIB_MAXIMUM_THREADS")  # fmt: skip
 os.environ.update(dict.fromkeys(THREADS, "1"))
 
+try:
+    import hypothesis
+except ImportError:  # `make colab` runs the chapters alone
+    pass
+else:  # on a busy machine an example takes as long as it takes
+    hypothesis.settings.register_profile("book", deadline=None)
+    hypothesis.settings.load_profile("book")
+
 LIBRARY = str(Path(__file__).resolve().parents[1] / "lib")
 PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 os.environ["PYTHONPATH"] = os.pathsep.join([LIBRARY, *(path for path in PATHS if path != LIBRARY)])

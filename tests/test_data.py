@@ -34,7 +34,7 @@ import pytest
 from PIL import Image
 
 from latentspace import data
-from latentspace.data import embedded, sources, store
+from latentspace.data import downloads, embedded, sources, store
 from latentspace.data.__main__ import main
 
 PROJECT = Path(__file__).parents[1]
@@ -578,7 +578,7 @@ def test_leftovers_of_a_killed_process_are_cleared(deepdpm, home):
 @pytest.fixture
 def stalled(server, monkeypatch):
     """A server that takes a request and then says nothing more for ten seconds."""
-    monkeypatch.setattr(sources, "SILENCE", 0.3)
+    monkeypatch.setattr(downloads, "SILENCE", 0.3)
     server.delay = 10
     return server
 
@@ -613,7 +613,7 @@ def test_a_stalled_server_of_raw_files_is_given_up(stalled, deepdpm, home, no_wa
 def test_interrupted_while_a_server_is_silent(stalled, monkeypatch, home):
     """Control-C ends the wait at once, whatever number of downloads is under way."""
     serve_images(stalled, monkeypatch)
-    monkeypatch.setattr(sources, "SILENCE", 8)
+    monkeypatch.setattr(downloads, "SILENCE", 8)
     process = subprocess.Popen(
         [sys.executable, "-c", FETCH_IMAGES.format(url=stalled.url, silence=8,
          hashes={n: sha256(stalled.files[n]) for n in sorted(IMAGES)})],
@@ -634,8 +634,8 @@ def test_interrupted_while_a_server_is_silent(stalled, monkeypatch, home):
 FETCH_IMAGES = """
 import os, sys
 from latentspace import data
-from latentspace.data import sources
-sources.IMAGENET_SAMPLE, sources.SILENCE = {url!r}, {silence}
+from latentspace.data import downloads, sources
+sources.IMAGENET_SAMPLE, downloads.SILENCE = {url!r}, {silence}
 sources._imagenet_sha256 = lambda: {hashes!r}
 print("ready", flush=True)
 try:
@@ -872,7 +872,7 @@ def test_two_processes_fetch_once(server, home):
     code = f"""
 import sys
 from latentspace import data
-from latentspace.data import embedded, sources, store
+from latentspace.data import downloads, embedded, sources, store
 sources.IMAGENET_SAMPLE = {server.url!r}
 sources._imagenet_sha256 = lambda: { ({n: sha256(server.files[n]) for n in sorted(IMAGES)})!r}
 print("ready", flush=True)

@@ -39,7 +39,7 @@ def normal():
     return DeepKDE(target="normal", latent_dim=2, **SMALL).fit(X2, Y2)
 
 
-# --- what it returns ---
+# --- what it returns ------------------------------------------------------------------------------
 
 
 def test_latent_points_are_the_encoders(mixture):
@@ -135,7 +135,7 @@ def test_callback_and_history():
     assert model.history_.attrs["seconds"] > 0
 
 
-# --- how it trains ---
+# --- how it trains --------------------------------------------------------------------------------
 
 
 def same(a, b):
@@ -247,26 +247,29 @@ def test_history_equals_a_bare_loops(normal):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
-# --- bad input ---
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"target": "uniform"}, "target must be"),
+        ({"target": "uniform"}, "'target' parameter of DeepKDE must be"),
         ({"target": "normal"}, "3 classes"),
         ({"latent_dim": 2}, "do not fit into 2"),
         ({"weights": (0.5, -0.1, 0.6)}, "three non-negative"),
         ({"weights": (0.5, 0.5)}, "three non-negative"),
         ({"weights": (0, 0, 0)}, "three non-negative"),
         ({"weights": (math.nan, 1, 0)}, "three non-negative"),
-        ({"radius": 0.0}, "radius must be positive"),
-        ({"radius": math.nan}, "radius must be positive"),
-        ({"threshold": -1.0}, "threshold must be"),
-        ({"batch_size": 3}, "batch_size must be 4"),
-        ({"epochs": 0}, "epochs"),
-        ({"epochs": 0}, "epochs"),
-        ({"lr": -0.1}, "learning rate"),
+        ({"radius": 0.0}, "'radius' parameter .* must be a float in the range"),
+        ({"radius": math.nan}, "'radius' parameter"),
+        ({"radius": math.inf}, "'radius' parameter"),
+        ({"threshold": -1.0}, "'threshold' parameter"),
+        ({"batch_size": 3}, "'batch_size' parameter"),
+        ({"epochs": 0}, "'epochs' parameter"),
+        ({"epochs": 2.5}, "'epochs' parameter"),
+        ({"lr": -0.1}, "'lr' parameter"),
+        ({"progress": 2}, "'progress' parameter"),
+        ({"random_state": "a"}, "'random_state' parameter"),
     ],
 )
 def test_bad_parameters(parameters, message):
@@ -307,7 +310,7 @@ def test_a_batch_larger_than_the_data_is_the_data():
     assert len(model.history_) == 3
 
 
-# --- it learns ---
+# --- it learns ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

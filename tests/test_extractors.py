@@ -54,36 +54,81 @@ def test_grey_images_have_three_equal_channels():
 
 def test_second_call_reads_what_the_first_kept(home):
     model = Means()
-    first = extract(model, IMAGES, batch_size=3, device="cpu")
+    first = extract(model, IMAGES, batch_size=3, device="cpu", version="1")
     assert model.calls == 3
-    again = extract(model, IMAGES, batch_size=2, device="cpu")
+    again = extract(model, IMAGES, batch_size=2, device="cpu", version="1")
     assert model.calls == 3
     np.testing.assert_array_equal(first, again)
     assert len(kept(home)) == 1
 
 
+class Power(nn.Module):
+    """Its exponent is a plain attribute: neither weights nor `repr` show it."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    def forward(self, x):
+        return x.mean((2, 3)) ** self.k
+
+
+def test_another_network_is_not_answered_from_the_cache(home):
+    mean = IMAGES.mean((1, 2)) / 255
+    for k in (1, 2):
+        np.testing.assert_allclose(extract(Power(k), IMAGES, device="cpu"), mean**k, rtol=1e-5)
+    assert not (home / "features").exists()  # nothing tells the two apart, so nothing is kept
+    for k in (1, 2, 1):
+        features = extract(Power(k), IMAGES, device="cpu", version=f"power {k}")
+        np.testing.assert_allclose(features, mean**k, rtol=1e-5)
+    assert len(kept(home)) == 2
+
+    class Other(Power):
+        def forward(self, x):
+            return -super().forward(x)
+
+    other = extract(Other(1), IMAGES, device="cpu", version="power 1")
+    np.testing.assert_allclose(other, -mean, rtol=1e-5)
+
+
+def test_a_name_is_kept(home, monkeypatch):
+    calls = []
+
+    def build(name):
+        calls.append(Means(2.0))
+        return calls[-1]
+
+    monkeypatch.setattr(extractors, "extractor", build)
+    for _ in range(2):
+        features = extract("means", IMAGES, device="cpu")
+        np.testing.assert_allclose(features, 2 * IMAGES.mean((1, 2)) / 255, rtol=1e-5)
+    assert [model.calls for model in calls] == [1, 0] and len(kept(home)) == 1
+
+
 def test_key_depends_on_images_and_weights(home):
-    extract(Means(), IMAGES, device="cpu")
+    extract(Means(), IMAGES, device="cpu", version="1")
     changed = IMAGES.copy()
     changed[6, 5, 4, 2] ^= 1
-    one = extract(Means(), changed, device="cpu")
+    one = extract(Means(), changed, device="cpu", version="1")
     assert len(kept(home)) == 2
-    np.testing.assert_allclose(extract(Means(3.0), changed, device="cpu"), 3 * one, rtol=1e-6)
+    three = extract(Means(3.0), changed, device="cpu", version="1")
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
     assert len(kept(home)) == 3
 
 
 def test_cache_can_be_declined(home):
-    extract(Means(), IMAGES, device="cpu", cache=False)
+    extract(Means(), IMAGES, device="cpu", cache=False, version="1")
     assert not (home / "features").exists()
 
 
 def test_damaged_file_is_computed_anew(home):
     model = Means()
-    first = extract(model, IMAGES, device="cpu")
+    first = extract(model, IMAGES, device="cpu", version="1")
     (path,) = (home / "features").iterdir()
     for damage in (b"", b"\x93NUMPY\x01", path.read_bytes()[:-4]):
         path.write_bytes(damage)
-        np.testing.assert_array_equal(extract(model, IMAGES, device="cpu"), first)
+        again = extract(model, IMAGES, device="cpu", version="1")
+        np.testing.assert_array_equal(again, first)
     assert model.calls == 4
     np.testing.assert_array_equal(np.load(path), first)
 
@@ -94,15 +139,15 @@ def test_full_disk_costs_only_the_copy(home, monkeypatch):
 
     monkeypatch.setattr(extractors.np, "save", full)
     with pytest.warns(UserWarning, match="not kept .* No space"):
-        features = extract(Means(), IMAGES, device="cpu")
+        features = extract(Means(), IMAGES, device="cpu", version="1")
     assert features.shape == (7, 3)
     assert kept(home) == []
 
 
 @pytest.mark.parametrize(
     "images",
-    [IMAGES.astype(np.float32), IMAGES[0, 0], IMAGES[..., :2], IMAGES[:0]],
-    ids=["float", "2-d", "two channels", "none"],
+    [IMAGES.astype(np.float32), IMAGES.astype(int), IMAGES[0, 0], IMAGES[..., :2], IMAGES[:0]],
+    ids=["0..255 floats", "integers", "2-d", "two channels", "none"],
 )
 def test_bad_images(images):
     with pytest.raises(ValueError, match="images"):

@@ -38,7 +38,7 @@ def test_scikit_learn(estimator, check):
     check(estimator)
 
 
-# --- the steps ---
+# --- the steps ------------------------------------------------------------------------------------
 
 
 def star(a):
@@ -116,7 +116,7 @@ def test_both_halves_move_the_weights():
     assert model[0][0].weight.grad.abs().max() > 0
 
 
-# --- the networks ---
+# --- the networks ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_bad_plans(plan):
         convnet(plan, (8, 8), 3)
 
 
-# --- the estimator ---
+# --- the estimator --------------------------------------------------------------------------------
 
 
 def test_it_finds_blobs():
@@ -209,10 +209,13 @@ def test_images(colour):
     right = blurred[:, :, 2:] - blurred[:, :, :-2]
     got = model.model_[0][0](x.float())[:, 0]
     torch.testing.assert_close(got, right.float(), atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="those of fit were"):
-        model.predict(images[:, 1:])
-    with pytest.raises(ValueError, match="uint8"):
-        model.predict(images / 255)
+    other = images[..., 0] if colour else np.stack([images] * 3, 3)
+    for bad in (images[:, 1:], other):
+        with pytest.raises(ValueError, match="those of fit were"):
+            model.predict(bad)
+    with pytest.raises(ValueError, match="must be images"):
+        model.predict(X)
+    np.testing.assert_array_equal(model.predict(images / 255), labels)
     model.set_params(augment=None).fit(X)  # and then vectors
     assert model.predict(X).shape == (120,)
 
@@ -226,20 +229,21 @@ def test_rotated_copies_have_no_say_in_running_statistics():
     torch.testing.assert_close(model[1].running_mean, expected)
 
 
-# --- bad and degenerate input ---
+# --- bad and degenerate input ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"n_clusters": 0}, "n_clusters must be"),
+        ({"n_clusters": 0}, "'n_clusters' parameter"),
         ({"n_clusters": 121}, "n_samples=120 should be >= n_clusters=121"),
         ({"n_clusters": 40}, "batch_size=31 should be >= n_clusters=40"),
-        ({"gamma": 0.0}, "gamma must be positive"),
-        ({"gamma": math.nan}, "gamma must be positive"),
-        ({"lr": -1.0}, "lr must be positive"),
-        ({"consistency_lr": 0.0}, "consistency_lr must be positive"),
-        ({"epochs": 0}, "epochs must be"),
+        ({"gamma": 0.0}, "'gamma' parameter"),
+        ({"gamma": math.nan}, "'gamma' parameter"),
+        ({"lr": -1.0}, "'lr' parameter"),
+        ({"consistency_lr": 0.0}, "'consistency_lr' parameter"),
+        ({"epochs": 0}, "'epochs' parameter"),
+        ({"augment": 3}, "'augment' parameter"),
     ],
 )
 def test_bad_parameters(parameters, message):
@@ -254,8 +258,9 @@ def test_bad_data():
         (holes, "NaN"),
         (X[:2], "n_samples=2"),
         (X[:0], "0 sample"),
-        (IMAGES.astype(float), "uint8"),
-        (IMAGES[..., None].repeat(2, 3), "uint8"),
+        (IMAGES.astype(float), "or bytes"),
+        (IMAGES.astype(int), "uint8 or floats"),
+        (IMAGES[..., None].repeat(2, 3), "must be images"),
     ]:
         with pytest.raises(ValueError, match=message):
             NeuralMixture(**SMALL).fit(bad)

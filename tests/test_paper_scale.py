@@ -1,9 +1,10 @@
 """The paper's settings start: each `*.paper.yaml` builds its models and takes one step here.
 
-Random data of the right shape, on the CPU: a GPU run must not fail on its first line.
+The models come from the chapter's own parameters, those of its text and over them those of the
+file. Random data of the right shape, on the CPU: a GPU run must not fail on its first line.
 """
 
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
+import chapters
 from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
@@ -22,126 +24,142 @@ from latentspace.relevance import RelevanceNorm
 from latentspace.swav import SwAV
 from latentspace.training import fit
 
-PARAMS = Path(__file__).parents[1] / "notebooks" / "params"
-# What a set's images are: channels and size. The chapter looks at the data; this must not.
-SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32)}
+PARAMS = chapters.NOTEBOOKS / "params"
+# What a set's images are: channels and size. A chapter looks at the data; this must not.
+SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
+         "stl10": (3, 96)}  # fmt: skip
+TESTED = {"02_deepkde", "05_neural_mixtures", "06_clustering_images", "11_swapped_predictions",
+          "12_unknown_k"}  # fmt: skip
+WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 
-@pytest.fixture(scope="module")
-def deepkde():
-    return yaml.safe_load((PARAMS / "02_deepkde.paper.yaml").read_text())
+@cache
+def settings(name):
+    """The parameters of the chapter's run at the paper's scale."""
+    given = yaml.safe_load((PARAMS / f"{name}.paper.yaml").read_bytes())
+    return chapters.parameters(chapters.read(name)) | given
 
 
-@pytest.mark.parametrize(
-    ("which", "swap"), [("digits", None), ("colours", None), ("colours", "vit_b_16")]
-)
-def test_deepkde_primary(deepkde, which, swap):
-    channels, size = SHAPE[deepkde[which]]
-    backbone = swap or deepkde[f"{which}_backbone"]
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def classifier_step(backbone, which, rate, flip):
+    """One step of SGD on two random images, as the chapter trains its primary classifier."""
+    channels, size = SHAPE[which]
     model = classifier(backbone, channels, 10)
-    optimizer = torch.optim.SGD(model.parameters(), deepkde["primary_lr"], 0.9)
-    generator = torch.Generator().manual_seed(0)
-    x = random_shift(torch.rand(2, channels, size, size), generator, flip=which == "colours")
-    before = model.head.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), rate, 0.9)
+    x = torch.rand(2, channels, size, size)
+    x = random_shift(x, torch.Generator().manual_seed(0), flip=flip)
+    before = weights(model)
     loss = F.cross_entropy(model(x), torch.tensor([3, 8]))
     loss.backward()
     optimizer.step()
     assert torch.isfinite(loss)
-    assert not torch.equal(before, model.head.weight)
-    assert model.features(x).shape == (2, {"resnet18": 512, "vit_b_16": 768}[backbone])
+    assert not torch.equal(before, weights(model))
+    return model.features(x)
 
 
-def test_deepkde_reshaping(deepkde):
+def test_each_paper_file_is_tested():
+    names = {path.name.split(".")[0] for path in PARAMS.glob("*.paper.yaml")}
+    assert names == TESTED | WITHOUT_A_NETWORK
+
+
+@pytest.mark.parametrize("name", sorted(TESTED | WITHOUT_A_NETWORK))
+def test_the_data_exist(name):
+    """Every set that a parameter names is one that can be loaded, with the splits beside it."""
+    values = settings(name)
+    known = {key: value for key, value in values.items() if isinstance(value, str)}
+    for key, split in known.items():
+        if key.endswith("_split"):
+            assert split in SETS[values[key.removesuffix("_split")]].splits
+    for key in ("digits", "colours", "foreign", "images", "photos", "table_set", "moco"):
+        assert values.get(key, "digits") in SETS
+    for key in ("sets", "table_sets", "imbalanced_sets"):
+        assert set(values.get(key, [])) <= set(SETS)
+    for key in ("image_sets", "embedding_sets"):
+        assert all(set(s) <= set(SETS[n].splits) for n, s in values.get(key, {}).items())
+
+
+@pytest.mark.parametrize(
+    ("which", "swap"), [("digits", None), ("colours", None), ("digits", "vit_b_16")]
+)
+def test_deepkde_primary(which, swap):
+    values = settings("02_deepkde")
+    if which not in values:
+        pytest.skip(f"the chapter has no parameter {which}")
+    backbone = swap or values[f"{which}_backbone"]
+    features = classifier_step(backbone, values[which], values["primary_lr"], which == "colours")
+    assert features.shape == (2, {"resnet18": 512, "vit_b_16": 768}[backbone])
+
+
+def test_deepkde_reshaping():
     """One epoch of one full batch, at the widths of the paper's Table 1."""
-    rng = np.random.default_rng(0)
-    n = deepkde["reshape_batch"]
+    values, rng = settings("02_deepkde"), np.random.default_rng(0)
+    n = values["reshape_batch"]
     y = rng.integers(10, size=n)
     x = rng.normal(size=(n, 512)).astype(np.float32) + 3 * np.eye(10, 512, dtype=np.float32)[y]
-    model = DeepKDE(hidden=deepkde["hidden"], batch_size=n, epochs=1, random_state=0).fit(x, y)
+    model = DeepKDE(hidden=values["hidden"], batch_size=n, epochs=1, random_state=0).fit(x, y)
     assert model.n_iter_ == 1
     assert np.isfinite(model.history_.loc[0]).all()
     assert model.transform(x[:3]).shape == (3, 10)
 
 
-def test_deepkde_data_exist(deepkde):
-    for which in ("digits", "colours", "foreign"):
-        assert deepkde[which] in SETS
-    assert deepkde["digits_split"] in SETS[deepkde["digits"]].splits
-
-
-@pytest.fixture(scope="module")
-def images():
-    return yaml.safe_load((PARAMS / "06_clustering_images.paper.yaml").read_text())
-
-
 @pytest.mark.parametrize("which", range(4))
-def test_clustering_images(images, which):
+def test_clustering_images(which):
     """One two-fold step of each set's network at its full size."""
-    side, k = images["sides"][which], 20 if images["sets"][which] == "cifar100" else 10
-    model = nn.Sequential(convnet(images["plans"][which], (side, side), k), RelevanceNorm(k))
-    before = model[0][-1].weight.detach().clone()
-    rate = images["rate"]
-    step = two_fold_step(torch.optim.Adam(model.parameters(), rate), random_affine)
+    values = settings("06_clustering_images")
+    assert {len(values[key]) for key in ("sets", "n", "sides", "plans", "epochs")} == {4}
+    assert set(values["splits"]) <= set(SETS[values["sets"][which]].splits)
+    side, k = values["sides"][which], 20 if values["sets"][which] == "cifar100" else 10
+    assert side == SHAPE[values["sets"][which]][1]
+    model = nn.Sequential(convnet(values["plans"][which], (side, side), k), RelevanceNorm(k))
+    before = weights(model)
+    step = two_fold_step(torch.optim.Adam(model.parameters(), values["rate"]), random_affine)
+    optimizer = torch.optim.Adam(model.parameters(), values["ratio"] * values["rate"])
     x = torch.rand(4, 1, side, side)
-    optimizer = torch.optim.Adam(model.parameters(), images["ratio"] * rate)
     history = fit(model, [(x,)], step, optimizer=optimizer, epochs=1, device="cpu", progress=False)
     assert np.isfinite(history.loc[0]).all()
-    assert not torch.equal(before, model[0][-1].weight)
+    assert not torch.equal(before, weights(model))
 
 
-def test_clustering_images_data_exist(images):
-    for name in images["sets"]:
-        assert set(images["splits"]) <= set(SETS[name].splits)
-    lengths = {len(images[key]) for key in ("sets", "n", "sides", "plans", "epochs")}
-    assert lengths == {4}
-
-
-@pytest.fixture(scope="module")
-def neural_mixtures():
-    return yaml.safe_load((PARAMS / "05_neural_mixtures.paper.yaml").read_text())
-
-
-def test_neural_mixtures_space(neural_mixtures):
+def test_neural_mixtures_space():
     """One step of the classifier with a bottleneck of two, on digits of their size."""
-    channels, size = SHAPE[neural_mixtures["digits"]]
+    values = settings("05_neural_mixtures")
+    channels, size = SHAPE[values["digits"]]
     model = classifier("cnn", channels, 10)
     model.head = nn.Sequential(nn.Linear(64, 2), nn.Linear(2, 10))
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-    before = model.head[0].weight.detach().clone()
+    before = weights(model)
     x = torch.rand(8, channels, size, size)
     F.cross_entropy(model(x), torch.arange(8)).backward()
     optimizer.step()
-    assert not torch.equal(before, model.head[0].weight)
+    assert not torch.equal(before, weights(model))
     assert model.head[0](model.features(x)).shape == (8, 2)
-    source = SETS[neural_mixtures["digits"]]
-    assert neural_mixtures["digits_split"] in source.splits
 
 
-def test_neural_mixtures_clustering(neural_mixtures):
+@pytest.mark.parametrize("augment", [None, lambda x, generator: x + 0.1], ids=["alone", "copies"])
+def test_neural_mixtures_clustering(augment):
     """One batch of the thesis's network, alone and with copies."""
-    x = 50 * np.random.default_rng(0).normal(size=(neural_mixtures["batch"], 2))
-    for augment in (None, lambda x, generator: x + 0.1):
-        model = NeuralMixture(
-            batch_size=len(x), epochs=1, standardize=False, augment=augment, random_state=0
-        ).fit(x)
-        assert np.isfinite(model.history_.loc[0]).all() and model.labels_.shape == (len(x),)
+    x = 50 * np.random.default_rng(0).normal(size=(settings("05_neural_mixtures")["batch"], 2))
+    model = NeuralMixture(
+        batch_size=len(x), epochs=1, standardize=False, augment=augment, random_state=0
+    ).fit(x)
+    assert np.isfinite(model.history_.loc[0]).all()
+    assert model.labels_.shape == (len(x),)
 
 
-@pytest.fixture(scope="module")
-def swapped():
-    return yaml.safe_load((PARAMS / "11_swapped_predictions.paper.yaml").read_text())
-
-
-def test_swav_at_full_resolution(swapped):
+def test_swav_at_full_resolution():
     """One step of a few images, with as many views as the paper has."""
+    values = settings("11_swapped_predictions")
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     names = ("n_prototypes", "backbone", "n_local", "global_size", "local_size")
     with pytest.warns(UserWarning, match="8 features share"):
-        model = SwAV(**{name: swapped[name] for name in names}, epochs=1, batch_size=8).fit(images)
+        model = SwAV(**{name: values[name] for name in names}, epochs=1, batch_size=8).fit(images)
     assert model.n_local == 6
     assert np.isfinite(model.history_.loc[0]).all()
     assert model.transform(images).shape == (8, 64)
-    assert swapped["batch_size"] >= 2 * swapped["n_prototypes"]
+    assert values["batch_size"] >= 2 * values["n_prototypes"]
 
 
 def test_swav_with_the_backbone_of_many_gpus():
@@ -152,33 +170,22 @@ def test_swav_with_the_backbone_of_many_gpus():
     assert "unlabeled" in SETS["stl10"].splits
 
 
-@pytest.fixture(scope="module")
-def unknown_k():
-    return yaml.safe_load((PARAMS / "12_unknown_k.paper.yaml").read_text())
-
-
-def test_unknown_k_data_exist(unknown_k):
-    for name in unknown_k["table_sets"]:
-        assert "all" in SETS[name].splits
-    for split in unknown_k["moco_splits"]:
-        assert split in SETS["imagenet50-moco"].splits
-
-
 def test_unknown_k_network():
-    """The widest run: 16 dimensions, fifty clusters; one epoch on a quarter of its points."""
+    """The widest run of the chapter's settings: fifty clusters in ten dimensions, one epoch."""
     rng = np.random.default_rng(0)
-    centres = 4 * rng.normal(size=(50, 16))
-    x = rng.normal(size=(16_000, 16)) + centres[rng.integers(50, size=16_000)]
-    model = DeepDPM(initial_clusters=50, epochs=1, random_state=0).fit(x)
+    centres = 6 * rng.normal(size=(50, 10))
+    x = rng.normal(size=(8_000, 10)) + centres[rng.integers(50, size=8_000)]
+    options = settings("12_unknown_k")["deep"] | {"epochs": 1}
+    model = DeepDPM(initial_clusters=50, random_state=0, **options).fit(x)
     assert model.n_clusters_ >= 1
     assert np.isfinite(model.history_["loss"]).all()
-    assert model.labels_.shape == (16_000,)
+    assert model.labels_.shape == (8_000,)
 
 
-def test_unknown_k_extractor(unknown_k):
+def test_unknown_k_extractor():
     """Its weights need a network; its architecture does not."""
     from torchvision.models import get_model
 
-    model = get_model(unknown_k["photos_by"], weights=None)
+    model = get_model(settings("12_unknown_k")["photos_by"], weights=None)
     model.fc = torch.nn.Identity()
     assert model.eval()(torch.rand(1, 3, 224, 224)).shape == (1, 2048)

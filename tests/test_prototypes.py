@@ -64,7 +64,7 @@ def entropy(q):
     return -np.sum(q * np.log(np.maximum(q, 1e-300)))
 
 
-# --- sinkhorn ---
+# --- sinkhorn -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "k"), [(7, 3), (4, 6), (9, 9)])
@@ -256,7 +256,7 @@ def test_codes_carry_no_gradient():
     assert not sinkhorn(cosines(4, 3).requires_grad_(), 0.05).requires_grad
 
 
-# --- losses ---
+# --- losses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("v", "g"), [(2, 2), (5, 2), (3, 1)])
@@ -298,7 +298,7 @@ def test_nt_xent_by_loops():
         nt_xent(z, -1)
 
 
-# --- prototypes and queue ---
+# --- prototypes and queue -------------------------------------------------------------------------
 
 
 def test_prototypes_are_unit_vectors_and_can_be_frozen():

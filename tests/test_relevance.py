@@ -39,7 +39,7 @@ def by_hand(a, eps=1e-5):
 PRIOR = np.array([0.5, 0.2, 0.2, 0.1])
 
 
-# --- normalisation ---
+# --- normalisation --------------------------------------------------------------------------------
 
 
 def test_normalize_relevance():
@@ -127,7 +127,7 @@ def test_bad_arguments():
             call()
 
 
-# --- posteriors and losses ---
+# --- posteriors and losses ------------------------------------------------------------------------
 
 
 def test_posteriors():
@@ -195,7 +195,7 @@ def test_mutual_information_loss():
     assert mutual_information_loss(hard, hard).item() == pytest.approx(expected, abs=1e-9)
 
 
-# --- errata ---
+# --- errata ---------------------------------------------------------------------------------------
 
 
 def test_T6_the_bound_needs_the_entropy_of_the_posterior():
@@ -496,7 +496,7 @@ def test_T12_a_prior_in_the_loss_has_no_gradient():
     assert torch.equal(*gradients)
 
 
-# --- as a regulariser ---
+# --- as a regulariser -----------------------------------------------------------------------------
 
 
 def test_it_hangs_on_a_gate():

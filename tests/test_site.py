@@ -144,10 +144,34 @@ def test_page_fits_a_phone(page):
     assert width <= 360
 
 
+def revised(page):
+    return page.name.removeprefix("notebooks/") not in contract.UNREVISED
+
+
+# Elements that hide a part of themselves, other than what is meant for screen readers alone.
+CLIPPED = """() => [...document.querySelectorAll("article *")].filter(e => {
+    const hides = ["hidden", "clip"].includes(getComputedStyle(e).overflowX);
+    return hides && e.clientWidth > 10 && e.scrollWidth > e.clientWidth + 2
+}).map(e => e.outerHTML.slice(0, 300))"""
+SCROLLING = """() => [...document.querySelectorAll("article .cell_output .output")].filter(
+    e => e.scrollWidth > e.clientWidth + 2
+).map(e => e.outerHTML.slice(0, 300))"""
+
+
+@pytest.mark.parametrize("width", [1400, 1000, 400])
+def test_nothing_is_clipped(page, width):
+    """On the wide page an output shows as a whole; on a narrow one it may scroll."""
+    page.set_viewport_size({"width": width, "height": 1000})
+    clipped = page.evaluate(CLIPPED)
+    scrolling = page.evaluate(SCROLLING) if width == 1400 and revised(page) else []
+    page.set_viewport_size({"width": 1280, "height": 720})
+    assert clipped == []
+    assert scrolling == []
+
+
 def test_the_first_picture_comes_early(page):
     """Before the third screen of 1,400 x 1,000, formulas and style sheets applied."""
-    name = page.name.removeprefix("notebooks/")
-    if name not in chapters.lessons() or name in contract.UNREVISED:
+    if page.name.removeprefix("notebooks/") not in chapters.lessons() or not revised(page):
         pytest.skip("no lesson, or one of the first edition")
     page.set_viewport_size({"width": 1400, "height": 1000})
     tops = page.locator("article :is(figure, .cell_output img, .cell_output > svg)").evaluate_all(

@@ -12,10 +12,11 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from latentspace import data
+from latentspace import data, train_swav
 from latentspace.images import image_tensor
 from latentspace.metrics import nmi
 from latentspace.swav import Network, SwAV, usage, views
+from latentspace.training import checkpoints
 
 HELPERS = Path(__file__).parent / "helpers"
 IMAGES = data.load("colour-shapes", "test")
@@ -126,7 +127,7 @@ def test_usage():
     assert mixed == pytest.approx(-(share * np.log(share)).sum() / np.log(2), rel=1e-6)
 
 
-# --- bad input ---
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,7 @@ def test_bad_images(bad):
         {"epsilon": 0}, {"epsilon": float("nan")}, {"temperature": -1}, {"n_prototypes": 1},
         {"dim": 0}, {"epochs": 0}, {"batch_size": 0}, {"n_local": -1}, {"lr": float("inf")},
         {"global_area": (0.5, 2)}, {"queue_length": -1}, {"backbone": "resnet9"},
+        {"epochs": 1.5}, {"backbone": 3}, {"sinkhorn_iterations": 0}, {"weight_decay": -1.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -190,7 +192,47 @@ def test_image_tensor_keeps_the_pixels():
     assert x[1, 2, 5, 9] == pytest.approx(X[1, 5, 9, 2] / 255)
 
 
-# --- several processes ---
+# --- the command line -----------------------------------------------------------------------------
+
+COMMAND = ["digits", "--split", "all", "--n-prototypes", "6", "--epochs", "3", "--backbone", "cnn",
+           "--batch-size", "300", "--global-size", "8"]  # fmt: skip
+
+
+def test_a_killed_command_continues(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate", reason="accelerate (the extra `scale`) is not installed")
+    whole, killed = tmp_path / "whole", tmp_path / "deep" / "killed"
+    train_swav.main([*COMMAND, str(whole)])
+
+    save, seen = checkpoints.save, []
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "save", save_and_die)
+        train_swav.main([*COMMAND, str(killed)])
+    monkeypatch.setattr(checkpoints, "save", lambda *a: seen.append(len(a[3])) or save(*a))
+    train_swav.main([*COMMAND, str(killed)])
+    assert seen == [2, 3]
+    a, b = (torch.load(folder / "network.pt", weights_only=True) for folder in (whole, killed))
+    assert all(torch.equal(a[name], b[name]) for name in a) and len(a) > 10
+    texts = [(folder / "history.csv").read_text() for folder in (whole, killed)]
+    assert texts[0] == texts[1] and texts[0].startswith("epoch,loss,usage\n1,")
+
+
+def test_a_file_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("data were loaded"))
+    (tmp_path / "file").write_text("mine")
+    for bad in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit) as stop:
+            train_swav.main(["digits", str(bad)])
+        assert stop.value.code == 2
+        assert f"{bad} is not a folder to write to" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- several processes ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -21,6 +21,18 @@ import chapters
 from latentspace import data, runs
 
 
+class OnceEach(yaml.SafeLoader):
+    """YAML in which a name may stand once, where PyYAML takes the last of several."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} twice in one mapping", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def load_parameters(file: Path, defaults: dict[str, object]) -> dict[str, object]:
     """Return the file's parameters; raises SystemExit if one is unknown or of the wrong type."""
     file = file.expanduser()
@@ -28,7 +40,7 @@ def load_parameters(file: Path, defaults: dict[str, object]) -> dict[str, object
     if path is None:
         raise SystemExit(f"There is no parameter file {file}")
     try:
-        given = yaml.safe_load(path.read_bytes()) or {}
+        given = yaml.load(path.read_bytes(), Loader=OnceEach) or {}
     except yaml.YAMLError as error:
         hint = " (YAML indents with spaces, never with a tab)" if "\\t" in str(error) else ""
         raise SystemExit(f"{path} is not a YAML file in UTF-8: {error}{hint}") from error
@@ -57,6 +69,14 @@ def place(chapter: str, parameters: dict[str, object], out: Path | None) -> Path
     except OSError as error:
         raise SystemExit(f"{out.parent} cannot be made: {error.strerror}") from error
     return out
+
+
+def check_data_home() -> None:
+    """Raise SystemExit if the data home is a path that the notebook would read in another way."""
+    try:
+        data.data_home()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 @contextmanager
@@ -94,10 +114,7 @@ def run(chapter: str, params: Path | None = None, out: Path | None = None) -> Pa
     notebook = chapters.read(chapter)
     defaults = chapters.parameters(notebook)
     given = load_parameters(params, defaults) if params else {}
-    try:
-        data.data_home()
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    check_data_home()
     out = place(chapter, defaults | given, out)
     with alone(out):
         execute(notebook, out, given, chapters.NOTEBOOKS)

@@ -1,17 +1,20 @@
 """DeepKDE as one estimator: an autoencoder whose latent space takes a chosen density."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import chi
+from numpy.typing import ArrayLike
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -25,10 +28,27 @@ from latentspace.density import (
     reconstruction_loss,
     scott_bandwidth,
 )
+from latentspace.estimators import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    RULES,
+    at_least,
+    column_scales,
+    draw_seed,
+    fitting,
+    initial_weights,
+)
 from latentspace.networks import Autoencoder
 from latentspace.training import batches, fit, pick_device
+from latentspace.training.tensors import as_tensor
 
 __all__ = ["DeepKDE"]
+
+
+def _has_components(estimator: "DeepKDE") -> bool:
+    if hasattr(estimator, "classes_"):
+        return hasattr(estimator, "centres_")
+    return estimator.target == "mixture"
 
 
 class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin, BaseEstimator):
@@ -64,7 +84,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     Attributes
     ----------
     classes_ : array (k,)
-    network_ : Autoencoder, in double precision and evaluation mode
+    network_ : Autoencoder, in double precision and evaluation mode, on the CPU
     target_ : TargetMixture
     centres_ : array (k, d), the class centres (mixture target only)
     history_ : DataFrame, one row an epoch: loss, pdf, js, cluster, reconstruction
@@ -73,23 +93,37 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     Source: DeepKDE, eq. 7-14 and Table 1, corrected: errata K1-K11.
     """
 
+    _parameter_constraints = RULES | {
+        "target": [StrOptions({"mixture", "normal"})],
+        "latent_dim": [at_least(1), None],
+        "radius": [POSITIVE],
+        "weights": ["array-like"],
+        "threshold": [NOT_NEGATIVE, None],
+        "hidden": ["array-like"],
+        "epochs": [at_least(1)],
+        "batch_size": [at_least(4)],
+        "lr": [POSITIVE],
+        "drop_epoch": [at_least(0)],
+        "leave_one_out": ["boolean"],
+    }
+
     def __init__(
         self,
-        target="mixture",
-        latent_dim=None,
-        radius=6.0,
-        weights=(0.7, 0.1, 0.2),
-        threshold=None,
-        hidden=(64, 32),
-        epochs=300,
-        batch_size=2000,
-        lr=0.01,
-        drop_epoch=200,
-        leave_one_out=True,
-        random_state=None,
-        device=None,
-        progress=False,
-    ):
+        target: str = "mixture",
+        latent_dim: int | None = None,
+        radius: float = 6.0,
+        weights: Sequence[float] = (0.7, 0.1, 0.2),
+        threshold: float | None = None,
+        hidden: Sequence[int] = (64, 32),
+        epochs: int = 300,
+        batch_size: int = 2000,
+        lr: float = 0.01,
+        drop_epoch: int = 200,
+        leave_one_out: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
+        progress: bool = False,
+    ) -> None:
         self.target = target
         self.latent_dim = latent_dim
         self.radius = radius
@@ -105,44 +139,64 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         self.device = device
         self.progress = progress
 
-    def fit(self, X, y, callback=None):
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        callback: Callable[[int, torch.nn.Module], Any] | None = None,
+    ) -> "DeepKDE":
         """Train on features ``X`` (n, D) with class labels ``y`` (n,).
 
         ``callback(epoch, network)`` is called after each epoch. Raises ValueError on NaN, fewer
         than 4 rows, one class, or parameters out of range.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=4)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        k = len(self.classes_)
-        d = self.latent_dim or k
-        self._check_parameters(k, d)
-        device = pick_device(self.device)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with fitting(self):
+            rows, y = validate_data(
+                self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=4
+            )
+            check_classification_targets(y)
+            self.classes_, labels = np.unique(y, return_inverse=True)
+            k = len(self.classes_)
+            d = self.latent_dim or k
+            self._check(k)
+            seed = draw_seed(self.random_state)
+            self.mean_, self.scale_ = column_scales(rows)
+            x = torch.tensor(self._standardised(rows), dtype=torch.float32)
+            with initial_weights(seed):
+                network = Autoencoder(x.shape[1], d, self.hidden)
+            self._train(network, x, torch.tensor(labels), seed, callback)
+        return self
 
-        self.mean_, self.scale_ = X.mean(0), X.std(0)
-        self.scale_[self.scale_ < 1e-12 * (1 + np.abs(self.mean_))] = 1  # constant features
-        x = torch.tensor((X - self.mean_) / self.scale_, dtype=torch.float32)
-        # A fork keeps the caller's global random state; the initial weights come from the seed.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = Autoencoder(X.shape[1], d, self.hidden)
+    def _check(self, k: int) -> None:
+        """What a table of rules cannot say; ``k`` is the number of classes."""
+        if k < 2:
+            raise ValueError("DeepKDE needs two classes or more, the labels have 1 class")
+        if self.target == "normal" and k != 2:
+            raise ValueError(f"target='normal' divides two classes, the labels have {k} classes")
+        if len(self.weights) != 3 or not (min(self.weights) >= 0 and sum(self.weights) > 0):
+            raise ValueError(f"weights must be three non-negative numbers, got {self.weights}")
+
+    def _train(
+        self,
+        network: Autoencoder,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        seed: int,
+        callback: Callable | None,
+    ) -> None:
+        device = pick_device(self.device)
+        k, d = len(self.classes_), self.latent_dim or len(self.classes_)
         mixture = self.target == "mixture"
-        self.target_ = TargetMixture.on_axes(
-            k if mixture else 1, d, self.radius * mixture, device
-        )
+        target = TargetMixture.on_axes(k if mixture else 1, d, self.radius * mixture, device)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [self.drop_epoch])
         # A last batch of a few rows would be a poor density estimate.
         size = min(self.batch_size, len(x))
-        loader = batches(x, torch.tensor(labels), batch_size=size, drop_last=True)
-
         self.history_ = fit(
             network,
-            loader,
-            self._step(d),
+            batches(x, labels, batch_size=size, drop_last=True),
+            self._step(target, d),
             optimizer=optimizer,
-            scheduler=scheduler,
+            scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [self.drop_epoch]),
             epochs=self.epochs,
             seed=seed,
             device=device,
@@ -151,37 +205,20 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         )
         self.n_iter_ = self.epochs
         self.network_ = network.cpu().double().eval()
-        self.target_ = TargetMixture(self.target_.centres.cpu())
+        self.target_ = TargetMixture(target.centres.cpu())
         if mixture:
             self.centres_ = self.target_.centres.double().numpy()
         self._n_features_out = d
-        return self
 
-    def _check_parameters(self, k, d):
-        if self.target not in ("mixture", "normal"):
-            raise ValueError(f"target must be 'mixture' or 'normal', got {self.target!r}")
-        if k < 2:
-            raise ValueError("DeepKDE needs two classes or more, the labels have 1 class")
-        if self.target == "normal" and k != 2:
-            raise ValueError(f"target='normal' divides two classes, the labels have {k} classes")
-        if len(self.weights) != 3 or min(self.weights) < 0 or not sum(self.weights) > 0:
-            raise ValueError(f"weights must be three non-negative numbers, got {self.weights}")
-        if not self.radius > 0:
-            raise ValueError(f"radius must be positive, got {self.radius}")
-        if self.threshold is not None and not self.threshold >= 0:
-            raise ValueError(f"threshold must be 0 or more, got {self.threshold}")
-        if self.batch_size < 4:
-            raise ValueError(f"batch_size must be 4 or more, got {self.batch_size}")
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be 1 or more, got {self.epochs}")
-
-    def _step(self, d):
+    def _step(self, target: TargetMixture, d: int) -> Callable[..., dict[str, torch.Tensor]]:
         """The loss of one batch (eq. 12), as `training.fit` wants it."""
+        from scipy.special import gammaincinv
+
         alpha, beta, rho = self.weights
-        target, entropy = self.target_, self.target_.entropy()
+        entropy = target.entropy()
         threshold = self.threshold
-        if threshold is None:
-            threshold = min(chi(d).ppf(0.99), self.radius / math.sqrt(2))
+        if threshold is None:  # the squared radius has a chi-square distribution
+            threshold = min(math.sqrt(2 * gammaincinv(d / 2, 0.99)), self.radius / math.sqrt(2))
 
         def step(network, batch, generator):
             x, labels = batch
@@ -203,39 +240,42 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
 
         return step
 
-    def transform(self, X):
+    def _standardised(self, X: np.ndarray) -> np.ndarray:
+        return (X.astype(np.float64, copy=False) - self.mean_) / self.scale_
+
+    def transform(self, X: ArrayLike) -> np.ndarray:
         """Latent points (n, d) of ``X`` (n, D)."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        rows = validate_data(self, X, reset=False, dtype=np.float64)
         with torch.no_grad():
-            return self.network_.encoder(torch.from_numpy((X - self.mean_) / self.scale_)).numpy()
+            return self.network_.encoder(as_tensor(self._standardised(rows))).numpy()
 
-    def inverse_transform(self, Z):
+    def inverse_transform(self, Z: ArrayLike) -> np.ndarray:
         """Reconstructed features (n, D) of latent points ``Z`` (n, d)."""
         check_is_fitted(self)
-        Z = check_array(Z, dtype=np.float64, input_name="Z")
-        if Z.shape[1] != self._n_features_out:
-            raise ValueError(f"Z has {Z.shape[1]} columns, the latent space {self._n_features_out}")
+        z = check_array(Z, dtype=np.float64, input_name="Z")
+        if z.shape[1] != self._n_features_out:
+            raise ValueError(f"Z has {z.shape[1]} columns, the latent space {self._n_features_out}")
         with torch.no_grad():
-            x = self.network_.decoder(torch.from_numpy(Z)).numpy()
+            x = self.network_.decoder(as_tensor(z)).numpy()
         return x * self.scale_ + self.mean_
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """The class of the nearest centre, or of the side of ``z_0 = 0``."""
         z = self.transform(X)
-        if self.target == "normal":
-            return self.classes_[(z[:, 0] > 0).astype(int)]
-        return self.classes_[self._log_joint(z).argmax(1)]
+        if hasattr(self, "centres_"):
+            return self.classes_[self._log_joint(z).argmax(1)]
+        return self.classes_[(z[:, 0] > 0).astype(int)]
 
-    @available_if(lambda self: self.target == "mixture")
-    def predict_proba(self, X):
+    @available_if(_has_components)
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Posterior of the components under the target density (n, k); mixture target only."""
         log_joint = self._log_joint(self.transform(X))
         return torch.from_numpy(log_joint).softmax(1).numpy()
 
-    def score_samples(self, X):
+    def score_samples(self, X: ArrayLike) -> np.ndarray:
         """``log p(z)`` of each row under the target density: low for anomalies (n,)."""
         return self.target_.log_density(torch.from_numpy(self.transform(X))).numpy()
 
-    def _log_joint(self, z):
+    def _log_joint(self, z: np.ndarray) -> np.ndarray:
         return self.target_.log_joint(torch.from_numpy(z)).numpy()

@@ -5,9 +5,11 @@ not hold (the book's errata page, K1 to K15, shows each with numbers).
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -20,10 +22,10 @@ __all__ = [
 LOG_2PI = math.log(2 * math.pi)
 
 
-# --- kernel density estimate --------------------------------------------------------------------
+# --- kernel density estimate ----------------------------------------------------------------------
 
 
-def scott_bandwidth(n, d, sigma=1.0):
+def scott_bandwidth(n: int, d: int, sigma: float = 1.0) -> float:
     """Scott's rule for a Gaussian kernel: ``sigma * n ** (-1 / (d + 4))``.
 
     Parameters
@@ -41,7 +43,12 @@ def scott_bandwidth(n, d, sigma=1.0):
     return sigma * n ** (-1 / (d + 4))
 
 
-def log_density(locations, observations, bandwidth, leave_one_out=False):
+def log_density(
+    locations: torch.Tensor,
+    observations: torch.Tensor,
+    bandwidth: float,
+    leave_one_out: bool | torch.Tensor = False,
+) -> torch.Tensor:
     """Log of the Gaussian kernel density estimate at each location (DeepKDE eq. 5, corrected: K2).
 
     ``log f(z) = logsumexp_i(-|z - z_i|^2 / 2h^2) - d/2 log(2 pi) - d log h - log l``
@@ -68,7 +75,12 @@ def log_density(locations, observations, bandwidth, leave_one_out=False):
     return value
 
 
-def mean_log_density(locations, observations, bandwidth, leave_one_out=False):
+def mean_log_density(
+    locations: torch.Tensor,
+    observations: torch.Tensor,
+    bandwidth: float,
+    leave_one_out: bool | torch.Tensor = False,
+) -> torch.Tensor:
     """Mean over the locations of :func:`log_density`, differentiable (once) in both point sets.
 
     One pass over blocks of rows gives the value and both gradients, so memory grows with
@@ -115,7 +127,7 @@ def _check(locations, observations, bandwidth, leave_one_out):
     return leave_one_out
 
 
-def _full_precision(points):
+def _full_precision(points: torch.Tensor) -> torch.autocast:
     """Autocast would run some of the matrix products below in 16 bits."""
     return torch.autocast(points.device.type, enabled=False)
 
@@ -132,9 +144,11 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
     # 64 bandwidths single precision is not enough.
     reach = torch.maximum(half_norm.max(), half_norm_y.max())
     if dtype != torch.float64 and not reach < 64**2 / 2:
-        double = locations.double(), observations.double()
+        where = "cpu" if locations.device.type == "mps" else locations.device  # MPS has no doubles
+        double = [points.to(where, torch.float64) for points in (locations, observations)]
+        skip = None if skip is None else skip.to(where)
         results = _estimate(*double, bandwidth, skip, want_locations, want_observations)
-        return [None if result is None else result.to(dtype) for result in results]
+        return [None if result is None else result.to(locations) for result in results]
     if not reach < 1e6**2 / 2:  # where double precision has no digits left
         raise ValueError(f"points lie a million bandwidths of {bandwidth} apart, or more")
     # One product of these gives the exponents -|x - y|^2 / 2.
@@ -182,7 +196,7 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
     return value, grad_x, pull
 
 
-def _on_all_cores(rows, n, serial):
+def _on_all_cores(rows: Callable[[int, int], Any], n: int, serial: bool) -> Any:
     """Sum of ``rows(first, last)`` over a division of 0..n, one part a thread.
 
     torch would divide each of the many short operations among its threads, and wait for the
@@ -197,7 +211,7 @@ def _on_all_cores(rows, n, serial):
 
 
 @cache
-def _pool(threads):
+def _pool(threads: int) -> ThreadPoolExecutor:
     ready = Barrier(threads)
 
     def start():
@@ -241,19 +255,21 @@ class TargetMixture:
         One centre a component; ``k = 1`` at the origin is the standard normal.
     """
 
-    def __init__(self, centres):
+    def __init__(self, centres: torch.Tensor) -> None:
         if centres.ndim != 2 or 0 in centres.shape or not torch.isfinite(centres).all():
             raise ValueError("centres must be a non-empty, finite (k, d) tensor")
         self.centres = centres
 
     @classmethod
-    def on_axes(cls, k, d, radius=6.0, device=None):
+    def on_axes(
+        cls, k: int, d: int, radius: float = 6.0, device: str | torch.device | None = None
+    ) -> "TargetMixture":
         """Centres at ``radius * e_1 ... radius * e_k`` (DeepKDE eq. 14; axes: K13)."""
         if not 1 <= k <= d:
             raise ValueError(f"{k} orthogonal centres do not fit into {d} dimensions")
         return cls(radius * torch.eye(k, d, device=device))
 
-    def sample(self, n, generator=None):
+    def sample(self, n: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw ``n`` points (n, d)."""
         k, d = self.centres.shape
         where = self.centres.device
@@ -261,17 +277,17 @@ class TargetMixture:
         noise = torch.randn(n, d, generator=generator, device=where, dtype=self.centres.dtype)
         return self.centres[component] + noise
 
-    def log_joint(self, z):
+    def log_joint(self, z: torch.Tensor) -> torch.Tensor:
         """``log p(z, component)``: tensor (n, k) for ``z`` (n, d)."""
         k, d = self.centres.shape
         square = (z[:, None, :] - self.centres.to(z)).square().sum(-1)
         return -0.5 * (square + d * LOG_2PI) - math.log(k)
 
-    def log_density(self, z):
+    def log_density(self, z: torch.Tensor) -> torch.Tensor:
         """``log p(z)``: tensor (n,) for ``z`` (n, d)."""
         return self.log_joint(z).logsumexp(1)
 
-    def entropy(self, n=20_000, seed=0):
+    def entropy(self, n: int = 20_000, seed: int = 0) -> float:
         """Differential entropy ``h(p)`` in nats, a float.
 
         ``h(z) = h(z | c) + H(c) - H(c | z)``: the first two are exact and the last, a mean over
@@ -287,7 +303,13 @@ class TargetMixture:
 # --- the terms of the loss ------------------------------------------------------------------------
 
 
-def js_loss(latent, target, bandwidth, leave_one_out=True, generator=None):
+def js_loss(
+    latent: torch.Tensor,
+    target: torch.Tensor,
+    bandwidth: float,
+    leave_one_out: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """``L_pdf = 2 D_JS(q | p) + h(p)`` from two samples (DeepKDE eq. 7; the constant: K1).
 
     Half of the observations of the mixture density are random rows of ``latent``, half of
@@ -318,7 +340,7 @@ def js_loss(latent, target, bandwidth, leave_one_out=True, generator=None):
     pick_q = torch.randperm(n, generator=generator, device=device)[:half]
     pick_p = torch.randperm(n, generator=generator, device=device)[:half]
     observations = torch.cat([latent[pick_q], target[pick_p]])
-    skip = False
+    skip: bool | torch.Tensor = False
     if leave_one_out:
         skip = torch.full((2 * n,), -1, device=device)
         skip[pick_q] = torch.arange(half, device=device)
@@ -329,7 +351,7 @@ def js_loss(latent, target, bandwidth, leave_one_out=True, generator=None):
     return log_q - 2 * log_m
 
 
-def js_divergence(loss, entropy):
+def js_divergence(loss: torch.Tensor | float, entropy: float) -> torch.Tensor | float:
     """Jensen-Shannon divergence in nats, 0 to log 2, from :func:`js_loss` and ``h(p)`` (K1).
 
     An estimate: with few points or many dimensions it can leave that interval.
@@ -337,7 +359,9 @@ def js_divergence(loss, entropy):
     return (loss - entropy) / 2
 
 
-def centre_loss(latent, labels, centres, threshold):
+def centre_loss(
+    latent: torch.Tensor, labels: torch.Tensor, centres: torch.Tensor, threshold: float
+) -> torch.Tensor:
     """Mean distance beyond ``threshold`` from each point to its class's centre (DeepKDE eq. 9).
 
     ``latent`` (n, d), ``labels`` (n,) int64 in 0..k-1, ``centres`` (k, d), ``threshold`` >= 0 in
@@ -348,7 +372,7 @@ def centre_loss(latent, labels, centres, threshold):
     return torch.relu(distance - threshold).mean()
 
 
-def hyperplane_loss(latent, labels):
+def hyperplane_loss(latent: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Push class 0 to ``z_0 < 0`` and class 1 to ``z_0 > 0`` (DeepKDE eq. 10, corrected: K7).
 
     ``latent`` (n, d), ``labels`` (n,) with values 0 and 1.
@@ -358,7 +382,7 @@ def hyperplane_loss(latent, labels):
     return torch.relu(sign * latent[:, 0]).mean()
 
 
-def reconstruction_loss(x, reconstructed):
+def reconstruction_loss(x: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor:
     """Mean Euclidean length of the residual, not its square (DeepKDE eq. 11); both (n, D)."""
     if x.shape != reconstructed.shape or x.ndim != 2:
         raise ValueError(
@@ -367,7 +391,7 @@ def reconstruction_loss(x, reconstructed):
     return torch.linalg.vector_norm(x - reconstructed, dim=1).mean()
 
 
-def _check_labels(labels, n, k):
+def _check_labels(labels: torch.Tensor, n: int, k: int) -> None:
     if labels.dtype != torch.int64 or labels.shape != (n,):
         raise ValueError(f"labels must be an int64 tensor ({n},), got {tuple(labels.shape)}")
     if labels.max() >= k or labels.min() < 0:

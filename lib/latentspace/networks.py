@@ -1,5 +1,7 @@
 """Networks that more than one method uses: perceptrons, convolutional plans, classifiers."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +16,7 @@ NAMES = ("cnn", "resnet8", "resnet8s", "resnet18", "vit_b_16")
 # --- from vectors or images to scores -------------------------------------------------------------
 
 
-def mlp(n_features, n_clusters, hidden=(32, 32)):
+def mlp(n_features: int, n_clusters: int, hidden: Sequence[int] = (32, 32)) -> nn.Sequential:
     """Fully connected network with ReLU from vectors to scores (thesis 4.5.1: 2-32-32-10)."""
     widths = [n_features, *hidden]
     layers = [
@@ -25,7 +27,7 @@ def mlp(n_features, n_clusters, hidden=(32, 32)):
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_clusters))
 
 
-def convnet(plan, size, n_clusters):
+def convnet(plan: str, size: Sequence[int], n_clusters: int) -> nn.Sequential:
     """Convolutional network from images to scores, with Sobel derivatives as its input.
 
     Parameters
@@ -37,7 +39,8 @@ def convnet(plan, size, n_clusters):
     size : (height, width) of the images, which have 1 or 3 channels
     n_clusters : int
     """
-    layers, planes, flat = [_Sobel()], 2, False
+    layers: list[nn.Module] = [_Sobel()]
+    planes, flat = 2, False
     for item in plan.split():
         kind, width = item[0], int(item[1:] or 0)
         if kind == "C" and width and not flat:
@@ -59,7 +62,7 @@ def convnet(plan, size, n_clusters):
 
 
 class _Sobel(nn.Module):
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return sobel(images)
 
 
@@ -78,18 +81,18 @@ class Autoencoder(nn.Module):
         Widths of the encoder's blocks, (8, 32, 8) for the moons.
     """
 
-    def __init__(self, n_features, latent_dim, hidden):
+    def __init__(self, n_features: int, latent_dim: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.encoder = _stack([n_features, *hidden], latent_dim)
         self.decoder = _stack([latent_dim, *reversed(hidden)], n_features)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latent points (n, d) and reconstructions (n, D) of ``x`` (n, D)."""
         latent = self.encoder(x)
         return latent, self.decoder(latent)
 
 
-def _stack(widths, last):
+def _stack(widths: Sequence[int], last: int) -> nn.Sequential:
     blocks = [
         nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU())
         for a, b in zip(widths, widths[1:], strict=False)
@@ -114,12 +117,19 @@ class Classifier(nn.Module):
         Grey images are repeated to as many channels; kept by default.
     """
 
-    def __init__(self, body, width, n_classes, image_size=None, channels=None):
+    def __init__(
+        self,
+        body: nn.Module,
+        width: int,
+        n_classes: int,
+        image_size: int | None = None,
+        channels: int | None = None,
+    ) -> None:
         super().__init__()
         self.body, self.head = body, nn.Linear(width, n_classes)
         self.image_size, self.channels = image_size, channels
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         """Features (n, width) of images (n, channels, height, width) with values in [0, 1]."""
         x = (x - 0.5) / 0.25
         if self.channels is not None and x.shape[1] != self.channels:
@@ -129,12 +139,14 @@ class Classifier(nn.Module):
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         return self.body(x)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (n, n_classes)."""
         return self.head(self.features(x))
 
 
-def classifier(name, channels, n_classes, pretrained=False):
+def classifier(
+    name: str, channels: int, n_classes: int, pretrained: bool = False
+) -> Classifier:
     """Build a classifier by name.
 
     Parameters
@@ -155,10 +167,12 @@ def classifier(name, channels, n_classes, pretrained=False):
     """
     if name not in NAMES:
         raise ValueError(f"unknown backbone {name!r}; there are {', '.join(NAMES)}")
+    body: nn.Module
+    size: int | None = None
     if name == "cnn":
-        body, width, size = _cnn(channels), 64, None
+        body, width = _cnn(channels), 64
     elif name.startswith("resnet8"):
-        body, width, size = _resnet8(channels, 2 if name == "resnet8s" else 1), 64, None
+        body, width = _resnet8(channels, 2 if name == "resnet8s" else 1), 64
     else:
         body, width, size = _torchvision(name, pretrained)
     if size is None and pretrained:
@@ -166,7 +180,7 @@ def classifier(name, channels, n_classes, pretrained=False):
     return Classifier(body, width, n_classes, size, None if size is None else 3)
 
 
-def _cnn(channels):
+def _cnn(channels: int) -> nn.Sequential:
     return nn.Sequential(
         *_convolution(channels, 16, 2), nn.ReLU(),
         *_convolution(16, 32, 2), nn.ReLU(),
@@ -174,7 +188,7 @@ def _cnn(channels):
     )  # fmt: skip
 
 
-def _resnet8(channels, stride):
+def _resnet8(channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         *_convolution(channels, 16, stride), nn.ReLU(),
         _Residual(16, 16, 1), _Residual(16, 32, 2), _Residual(32, 64, 2),
@@ -183,24 +197,24 @@ def _resnet8(channels, stride):
 
 
 class _Residual(nn.Module):
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             *_convolution(inputs, outputs, stride), nn.ReLU(), *_convolution(outputs, outputs, 1)
         )
         self.stride, self.extra = stride, outputs - inputs
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         # The parameter-free shortcut of the CIFAR ResNets: subsample, and fill up with zeros.
         shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
         return torch.relu(shortcut + self.branch(x))
 
 
-def _convolution(inputs, outputs, stride):
+def _convolution(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
 
 
-def _torchvision(name, pretrained):
+def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, int, int]:
     from torchvision import models
 
     model = getattr(models, name)(weights="DEFAULT" if pretrained else None)

@@ -1,12 +1,25 @@
 """Neural mixture EM as training steps and as one estimator."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from latentspace.estimators import (
+    POSITIVE,
+    RULES,
+    at_least,
+    column_scales,
+    draw_seed,
+    fitting,
+    initial_weights,
+)
+from latentspace.images import image_tensor
 from latentspace.networks import convnet, mlp
 from latentspace.relevance import (
     RelevanceNorm,
@@ -19,10 +32,13 @@ from latentspace.training import batches, fit, pick_device, predict
 
 __all__ = ["NeuralMixture", "em_step", "two_fold_step"]
 
-# --- training steps -----------------------------------------------------------------------------
+Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+Step = Callable[[nn.Module, Any, torch.Generator], dict[str, torch.Tensor]]
+
+# --- training steps -------------------------------------------------------------------------------
 
 
-def em_step(gamma=5.0, augment=None):
+def em_step(gamma: float = 5.0, augment: Augment | None = None) -> Step:
     """A step of `training.fit` for EM (thesis eq. 4.22, or 4.23 with ``augment``).
 
     The model is a network that ends in K scores followed by a `RelevanceNorm`, two parts in one
@@ -53,7 +69,9 @@ def em_step(gamma=5.0, augment=None):
     return step
 
 
-def two_fold_step(em_optimizer, augment, gamma=5.0):
+def two_fold_step(
+    em_optimizer: torch.optim.Optimizer, augment: Augment, gamma: float = 5.0
+) -> Step:
     """A step of `training.fit` for the two-fold optimisation (thesis, algorithm 3).
 
     The step itself does the EM half, its own backward pass and step of ``em_optimizer`` included.
@@ -92,7 +110,7 @@ def two_fold_step(em_optimizer, augment, gamma=5.0):
     return step
 
 
-# --- the estimator ------------------------------------------------------------------------------
+# --- the estimator --------------------------------------------------------------------------------
 
 
 class NeuralMixture(ClusterMixin, BaseEstimator):
@@ -131,29 +149,44 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
     model_ : torch.nn.Sequential of network and `RelevanceNorm`, in evaluation mode
     history_ : DataFrame, one row an epoch: loss, and em if training was two-fold
     n_iter_ : int
+    image_shape_ : (channels, height, width) of the images it was fitted on; absent for vectors
 
-    `fit` takes vectors (n, d) or uint8 images (n, height, width) or (n, height, width, 3). Points
-    that are all the same all get one label.
+    `fit` takes vectors (n, d) or images as `images.image_tensor` does: (n, height, width) or
+    (n, height, width, 1 or 3), bytes or floats in [0, 1]. Points that are all the same all get one
+    label.
 
     Source: Tissera's thesis, chapter 4, corrected: errata T6-T14.
     """
 
+    _parameter_constraints = RULES | {
+        "n_clusters": [at_least(1)],
+        "hidden": ["array-like"],
+        "plan": [str],
+        "gamma": [POSITIVE],
+        "standardize": ["boolean"],
+        "augment": [callable, None],
+        "epochs": [at_least(1)],
+        "batch_size": [at_least(1)],
+        "lr": [POSITIVE],
+        "consistency_lr": [POSITIVE],
+    }
+
     def __init__(
         self,
-        n_clusters=10,
-        hidden=(32, 32),
-        plan="C64 M C128 M C256 F32",
-        gamma=5.0,
-        standardize=True,
-        augment=None,
-        epochs=10,
-        batch_size=128,
-        lr=1e-3,
-        consistency_lr=1e-4,
-        random_state=None,
-        device=None,
-        progress=False,
-    ):
+        n_clusters: int = 10,
+        hidden: Sequence[int] = (32, 32),
+        plan: str = "C64 M C128 M C256 F32",
+        gamma: float = 5.0,
+        standardize: bool = True,
+        augment: Augment | None = None,
+        epochs: int = 10,
+        batch_size: int = 128,
+        lr: float = 1e-3,
+        consistency_lr: float = 1e-4,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
+        progress: bool = False,
+    ) -> None:
         self.n_clusters = n_clusters
         self.hidden = hidden
         self.plan = plan
@@ -168,36 +201,63 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
         self.device = device
         self.progress = progress
 
-    def fit(self, X, y=None, callback=None):
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        callback: Callable[[int, nn.Module], Any] | None = None,
+    ) -> "NeuralMixture":
         """Train on ``X``; labels are ignored. ``callback(epoch, model)`` follows each epoch.
 
         Raises ValueError on NaN, fewer points than clusters, a batch smaller than the number of
         clusters, or parameters out of range.
         """
-        X = self._validated(X, reset=True)
-        self._check_parameters(len(X))
+        with fitting(self):
+            if np.ndim(X) in (3, 4):
+                x = image_tensor(X)
+                self.image_shape_ = tuple(x.shape[1:])
+            else:
+                rows = validate_data(self, X, dtype=[np.float64, np.float32])
+                self.mean_, self.scale_ = np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+                if self.standardize:
+                    self.mean_, self.scale_ = column_scales(rows)
+                x = self._standardised(rows)
+            self._check(len(x))
+            seed = draw_seed(self.random_state)
+            with initial_weights(seed):
+                model = nn.Sequential(self._network(x), RelevanceNorm(self.n_clusters))
+            self._train(model, x, seed, callback)
+        return self
+
+    def _check(self, n: int) -> None:
+        """What a table of rules cannot say; ``n`` is the number of points."""
+        if n < self.n_clusters:
+            raise ValueError(f"n_samples={n} should be >= n_clusters={self.n_clusters}")
+        if self.batch_size < self.n_clusters:
+            raise ValueError(
+                f"batch_size={self.batch_size} should be >= n_clusters={self.n_clusters}: "
+                "scores are normalised over a batch"
+            )
+
+    def _network(self, x: torch.Tensor) -> nn.Module:
+        if x.ndim == 2:
+            return mlp(x.shape[1], self.n_clusters, self.hidden)
+        return convnet(self.plan, x.shape[2:], self.n_clusters)
+
+    def _train(
+        self, model: nn.Sequential, x: torch.Tensor, seed: int, callback: Callable | None
+    ) -> None:
         device = pick_device(self.device)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if X.ndim == 2:
-            self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
-            if self.standardize:
-                self.mean_, self.scale_ = X.mean(0), X.std(0)
-                self.scale_[self.scale_ < 1e-12 * (1 + np.abs(self.mean_))] = 1  # constant ones
-        x = self._tensor(X)
-        # A fork keeps the caller's global random state; the initial weights come from the seed.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = nn.Sequential(self._network(x), RelevanceNorm(self.n_clusters)).to(device)
+        model.to(device)  # before an optimizer holds its parameters
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         step = em_step(self.gamma)
         if self.augment is not None:
             step = two_fold_step(optimizer, self.augment, self.gamma)
             optimizer = torch.optim.Adam(model.parameters(), lr=self.consistency_lr)
-        # A last batch of a few rows would not stand for the whole space.
-        loader = batches(x, batch_size=min(self.batch_size, len(x)), drop_last=True)
         self.history_ = fit(
             model,
-            loader,
+            # A last batch of a few rows would not stand for the whole space.
+            batches(x, batch_size=min(self.batch_size, len(x)), drop_last=True),
             step,
             optimizer=optimizer,
             epochs=self.epochs,
@@ -209,61 +269,31 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
         self.n_iter_ = self.epochs
         self.model_ = model.cpu().eval()
         self.labels_ = predict(self.model_, x).argmax(1).numpy()
-        return self
 
-    def _validated(self, X, reset):
-        if reset:
-            self.image_shape_ = np.shape(X)[1:] if np.ndim(X) in (3, 4) else None
-        if self.image_shape_ is None:
-            return validate_data(self, X, reset=reset, dtype=np.float64)
-        X = np.asarray(X)
-        if X.dtype != np.uint8 or (X.ndim == 4 and X.shape[3] != 3):
-            raise ValueError(
-                "images must be uint8 (n, height, width) or (n, height, width, 3), "
-                f"got {X.dtype} {X.shape}"
-            )
-        if X.shape[1:] != self.image_shape_:
-            raise ValueError(f"images are {X.shape[1:]}, those of fit were {self.image_shape_}")
-        return X
+    def _standardised(self, X: np.ndarray) -> torch.Tensor:
+        X = X.astype(np.float64, copy=False)
+        return torch.tensor((X - self.mean_) / self.scale_, dtype=torch.float32)
 
-    def _check_parameters(self, n):
-        if self.n_clusters < 1:
-            raise ValueError(f"n_clusters must be 1 or more, got {self.n_clusters}")
-        if n < self.n_clusters:
-            raise ValueError(f"n_samples={n} should be >= n_clusters={self.n_clusters}")
-        if self.batch_size < self.n_clusters:
-            raise ValueError(
-                f"batch_size={self.batch_size} should be >= n_clusters={self.n_clusters}: "
-                "scores are normalised over a batch"
-            )
-        for name in ("gamma", "lr", "consistency_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be 1 or more, got {self.epochs}")
-
-    def _tensor(self, X):
-        if X.ndim == 2:
-            return torch.tensor((X - self.mean_) / self.scale_, dtype=torch.float32)
-        x = torch.tensor(X, dtype=torch.float32) / 255
-        return x[:, None] if x.ndim == 3 else x.movedim(-1, 1)
-
-    def _network(self, x):
-        if x.ndim == 2:
-            return mlp(x.shape[1], self.n_clusters, self.hidden)
-        return convnet(self.plan, x.shape[2:], self.n_clusters)
-
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """The cluster with the highest score, normalised by running statistics (n,)."""
         return self._normalized(X).argmax(1).numpy()
 
-    def predict_proba(self, X):
-        """The posteriors that training uses, `mixture.sharpened_posterior` (n, n_clusters).
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """The posteriors that training uses, `relevance.sharpened_posterior` (n, n_clusters).
 
         Sharpened, so not calibrated (errata T13).
         """
         return sharpened_posterior(self._normalized(X)).double().numpy()
 
-    def _normalized(self, X):
+    def _normalized(self, X: ArrayLike) -> torch.Tensor:
         check_is_fitted(self)
-        return predict(self.model_, self._tensor(self._validated(X, reset=False)))
+        if not hasattr(self, "image_shape_"):
+            x = self._standardised(validate_data(self, X, reset=False, dtype=np.float64))
+            return predict(self.model_, x)
+        x = image_tensor(X)
+        if x.shape[1:] != self.image_shape_:
+            raise ValueError(
+                f"images are {tuple(x.shape[1:])} (channels, height, width), "
+                f"those of fit were {self.image_shape_}"
+            )
+        return predict(self.model_, x)

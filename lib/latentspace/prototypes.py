@@ -14,7 +14,7 @@ from torch import nn
 __all__ = ["Prototypes", "Queue", "nt_xent", "sinkhorn", "swapped_prediction"]
 
 
-def sinkhorn(scores, epsilon, iterations=3):
+def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int = 3) -> torch.Tensor:
     """Codes of a batch: the entropic optimal transport from images to equally used prototypes.
 
     Approaches ``n Q`` for the ``Q`` that maximises ``sum(Q * scores) + epsilon * H(Q)`` among
@@ -60,7 +60,9 @@ def sinkhorn(scores, epsilon, iterations=3):
     return log_q.exp()
 
 
-def swapped_prediction(scores, codes, temperature=0.1):
+def swapped_prediction(
+    scores: torch.Tensor, codes: torch.Tensor, temperature: float = 0.1
+) -> torch.Tensor:
     """Cross-entropy of each code and every *other* view's prediction of it, averaged.
 
     Parameters
@@ -92,7 +94,7 @@ def swapped_prediction(scores, codes, temperature=0.1):
     return (cross_entropy.sum() - own) / (coded * (views - 1))
 
 
-def nt_xent(z, temperature=0.5):
+def nt_xent(z: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
     """Instance discrimination, SimCLR's loss: find an image's other view among 2n - 1 views.
 
     Parameters
@@ -127,16 +129,16 @@ class Prototypes(nn.Module):
     n_prototypes, width : int
     """
 
-    def __init__(self, n_prototypes, width):
+    def __init__(self, n_prototypes: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(n_prototypes, width), dim=1))
 
-    def forward(self, z, frozen=False):
+    def forward(self, z: torch.Tensor, frozen: bool = False) -> torch.Tensor:
         """Scores (..., K) of features (..., d); ``frozen`` gives the prototypes no gradient."""
         return z @ (self.weight.detach() if frozen else self.weight).T
 
     @torch.no_grad()
-    def normalise(self):
+    def normalise(self) -> None:
         """Put the prototypes back onto the sphere, in place; before each step (SwAV's code)."""
         self.weight.copy_(F.normalize(self.weight, dim=1))
 
@@ -150,18 +152,19 @@ class Queue(nn.Module):
         ``length`` features of ``width`` are kept for each of the ``views`` that have codes.
     """
 
-    def __init__(self, views, length, width):
+    def __init__(self, views: int, length: int, width: int) -> None:
         super().__init__()
+        self.rows: torch.Tensor
         self.register_buffer("rows", torch.zeros(views, length, width))
         self.register_buffer("count", torch.tensor(0))
 
     @property
-    def full(self):
+    def full(self) -> bool:
         """Whether all ``length`` places hold features."""
         return int(self.count) >= self.rows.shape[1]
 
     @torch.no_grad()
-    def push(self, z):
+    def push(self, z: torch.Tensor) -> None:
         """Put features (views, n, width) in front; the oldest go."""
         self.count += z.shape[1]
         self.rows.copy_(torch.cat([z, self.rows], 1)[:, : self.rows.shape[1]])

@@ -17,10 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# --- from scores to cluster distributions -------------------------------------------------------
+__all__ = [
+    "RelevanceNorm", "cluster_scores", "consistency_loss", "em_loss", "exact_posterior",
+    "mutual_information_loss", "normalize_relevance", "normalized_score_bound",
+    "sharpened_posterior", "update_prior",
+]  # fmt: skip
+
+# --- from scores to cluster distributions ---------------------------------------------------------
 
 
-def normalize_relevance(scores, eps=1e-5):
+def normalize_relevance(scores: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """Scores with mean 0 and variance 1 over the batch, each cluster on its own (eq. 4.11).
 
     Parameters
@@ -66,7 +72,7 @@ class RelevanceNorm(nn.Module):
     its denominator, as in `torch.nn.BatchNorm1d`.
     """
 
-    def __init__(self, n_clusters, momentum=0.1, eps=1e-5):
+    def __init__(self, n_clusters: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         if n_clusters < 1 or not 0 < momentum <= 1 or not eps > 0:
             raise ValueError(
@@ -74,10 +80,12 @@ class RelevanceNorm(nn.Module):
                 f"got {n_clusters}, {momentum}, {eps}"
             )
         self.momentum, self.eps = momentum, eps
+        self.running_mean: torch.Tensor
+        self.running_var: torch.Tensor
         self.register_buffer("running_mean", torch.zeros(n_clusters))
         self.register_buffer("running_var", torch.ones(n_clusters))
 
-    def forward(self, scores):
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
         _check_scores(scores)
         if scores.shape[1] != len(self.running_mean):
             raise ValueError(f"{scores.shape[1]} scores, but {len(self.running_mean)} clusters")
@@ -89,7 +97,7 @@ class RelevanceNorm(nn.Module):
         )
 
 
-def normalized_score_bound(n):
+def normalized_score_bound(n: int) -> float:
     """The largest |score| that n >= 1 scores normalised by eq. 4.11 can hold: ``sqrt(n - 1)``.
 
     One score apart from n - 1 equal ones reaches it. The thesis prints ``(n - 1) / sqrt(n)``, which
@@ -100,7 +108,7 @@ def normalized_score_bound(n):
     return math.sqrt(n - 1)
 
 
-def cluster_scores(normalized, gamma=5.0):
+def cluster_scores(normalized: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
     """``h = sigmoid(a* / gamma)``, the unnormalised cluster distributions (eq. 4.12, corrected).
 
     Parameters
@@ -113,10 +121,12 @@ def cluster_scores(normalized, gamma=5.0):
     return torch.sigmoid(normalized / _positive(gamma))
 
 
-# --- posteriors: the E-step ---------------------------------------------------------------------
+# --- posteriors: the E-step -----------------------------------------------------------------------
 
 
-def sharpened_posterior(normalized, log_prior=None):
+def sharpened_posterior(
+    normalized: torch.Tensor, log_prior: torch.Tensor | None = None
+) -> torch.Tensor:
     """``softmax(a* + log prior)``, what the method takes for its posterior (eq. 4.20).
 
     Far sharper than `exact_posterior`, which is about ``softmax(a* / (2 gamma))``, and what makes
@@ -135,7 +145,9 @@ def sharpened_posterior(normalized, log_prior=None):
     return torch.softmax(_with_prior(normalized.detach(), log_prior), 1)
 
 
-def exact_posterior(normalized, gamma=5.0, log_prior=None):
+def exact_posterior(
+    normalized: torch.Tensor, gamma: float = 5.0, log_prior: torch.Tensor | None = None
+) -> torch.Tensor:
     """Bayes' rule: ``h_j pi_j`` over their sum (eq. 4.18, 4.19).
 
     Parameters and result as for `sharpened_posterior`.
@@ -144,7 +156,9 @@ def exact_posterior(normalized, gamma=5.0, log_prior=None):
     return torch.softmax(_with_prior(log_density, log_prior), 1)
 
 
-def update_prior(prior, posterior, rate=0.1):
+def update_prior(
+    prior: torch.Tensor, posterior: torch.Tensor, rate: float = 0.1
+) -> torch.Tensor:
     """``(1 - rate) prior + rate * mean posterior``; the thesis has no formula: priors come
     from the posteriors of the step before.
 
@@ -159,10 +173,15 @@ def update_prior(prior, posterior, rate=0.1):
     return torch.lerp(prior, posterior.detach().mean(0), rate)
 
 
-# --- losses: the M-step -------------------------------------------------------------------------
+# --- losses: the M-step ---------------------------------------------------------------------------
 
 
-def em_loss(normalized, posterior, gamma=5.0, log_prior=None):
+def em_loss(
+    normalized: torch.Tensor,
+    posterior: torch.Tensor,
+    gamma: float = 5.0,
+    log_prior: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Expected complete-data log-likelihood of a batch, with its sign turned (eq. 4.22).
 
     ``-1/n sum_ij p_ij (log pi_j + log sigmoid(a*_ij / gamma))``
@@ -192,7 +211,9 @@ def em_loss(normalized, posterior, gamma=5.0, log_prior=None):
     return loss if log_prior is None else loss - posterior.mean(0) @ log_prior
 
 
-def consistency_loss(posterior, log_probabilities):
+def consistency_loss(
+    posterior: torch.Tensor, log_probabilities: torch.Tensor
+) -> torch.Tensor:
     """Mean over the batch of ``KL(p_i || q_i)`` with p held fixed (eq. 4.24).
 
     Parameters
@@ -206,7 +227,9 @@ def consistency_loss(posterior, log_probabilities):
     return F.kl_div(log_probabilities, posterior.detach(), reduction="batchmean")
 
 
-def mutual_information_loss(p, q, eps=1e-12):
+def mutual_information_loss(
+    p: torch.Tensor, q: torch.Tensor, eps: float = 1e-12
+) -> torch.Tensor:
     """Minus the mutual information (nats) of two soft assignments: IIC's loss, for comparison.
 
     ``-sum_jk P_jk log(P_jk / (P_j P_k))`` with ``P`` the symmetrised mean of ``p_i q_i^T``.
@@ -229,10 +252,10 @@ def mutual_information_loss(p, q, eps=1e-12):
     return -(joint * (joint.log() - margin.log() - margin.log()[:, None])).sum()
 
 
-# --- checks -------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
-def _check_scores(scores):
+def _check_scores(scores: torch.Tensor) -> None:
     if scores.ndim != 2 or not scores.is_floating_point() or 0 in scores.shape:
         raise ValueError(
             f"scores must be floats of shape (n, K), got {scores.dtype} {tuple(scores.shape)}"
@@ -241,16 +264,16 @@ def _check_scores(scores):
         raise ValueError("scores contain NaN or infinity")
 
 
-def _check_pair(a, b):
+def _check_pair(a: torch.Tensor, b: torch.Tensor) -> None:
     if a.ndim != 2 or a.shape != b.shape or 0 in a.shape:
         raise ValueError(f"need two tensors (n, K), got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
-def _positive(gamma):
+def _positive(gamma: float) -> float:
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}")
     return gamma
 
 
-def _with_prior(scores, log_prior):
+def _with_prior(scores: torch.Tensor, log_prior: torch.Tensor | None) -> torch.Tensor:
     return scores if log_prior is None else scores + log_prior

@@ -1,29 +1,37 @@
 """SwAV as one estimator: image features trained by predicting the codes of other views."""
 
-import argparse
+import copy
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import distributed, nn
-from torchvision.models import VisionTransformer
 
+from latentspace.estimators import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    RULES,
+    at_least,
+    draw_seed,
+    fitting,
+    initial_weights,
+)
 from latentspace.images import colour_jitter, image_tensor, random_crop
 from latentspace.networks import classifier
-from latentspace.prototypes import (
-    Prototypes,
-    Queue,
-    sinkhorn,
-    swapped_prediction,
-)
+from latentspace.prototypes import Prototypes, Queue, sinkhorn, swapped_prediction
 from latentspace.training import batches, fit, pick_device, predict
 
 __all__ = ["Network", "SwAV", "everywhere", "usage", "views"]
+
+# --- what is trained ------------------------------------------------------------------------------
 
 
 class Network(nn.Module):
@@ -41,7 +49,9 @@ class Network(nn.Module):
         Features of past batches kept for each of the two coded views; 0 for none.
     """
 
-    def __init__(self, backbone, width, dim, n_prototypes, queue_length=0):
+    def __init__(
+        self, backbone: nn.Module, width: int, dim: int, n_prototypes: int, queue_length: int = 0
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = nn.Sequential(
@@ -51,20 +61,20 @@ class Network(nn.Module):
         self.queue = Queue(2, queue_length, dim) if queue_length else None
         self.register_buffer("steps", torch.tensor(0))
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         """What is kept after training (n, width): the backbone's output."""
         return self.backbone.features(x)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Unit vectors (n, dim)."""
         return F.normalize(self.projection(self.features(x)), dim=1)
 
-    def scores(self, x):
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
         """Similarities of images and prototypes (n, K)."""
         return self.prototypes(self(x))
 
     @torch.no_grad()
-    def codes(self, z, epsilon, iterations):
+    def codes(self, z: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
         """Codes (views, n, K) of unit vectors (views, n, dim), which the queue then takes up.
 
         A view's codes are computed among the rows of all processes and, once the queue is full,
@@ -81,19 +91,52 @@ class Network(nn.Module):
         return torch.stack(codes)[:, : z.shape[1]]
 
 
-def views(images, generator, global_size, local_size, n_local, global_area, local_area):
+def views(
+    images: torch.Tensor,
+    generator: torch.Generator,
+    global_size: int,
+    local_size: int,
+    n_local: int,
+    global_area: Sequence[float],
+    local_area: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Two global views of each image and ``n_local`` smaller ones, in two tensors.
 
     Returns (2 n, channels, global_size, global_size) and (n_local n, channels, local_size,
     local_size), view by view; the second is None without local views.
     """
 
-    def several(count, size, area):
+    def several(count: int, size: int, area: Sequence[float]) -> torch.Tensor:
         repeated = images.repeat(count, 1, 1, 1)
         return colour_jitter(random_crop(repeated, size, area, generator), generator)
 
     local = several(n_local, local_size, local_area) if n_local else None
     return several(2, global_size, global_area), local
+
+
+def usage(scores: torch.Tensor) -> torch.Tensor:
+    """Entropy of how often each prototype is the nearest, over ln K: scores (n, K) to a scalar.
+
+    0 if all images are nearest to one prototype, 1 if each prototype has equally many.
+    """
+    share = scores.argmax(1).bincount(minlength=scores.shape[1]) / len(scores)
+    return torch.special.entr(share).sum() / math.log(scores.shape[1])
+
+
+def everywhere(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """The rows (n, d) of all processes, one after the other, and which of them are ours (a slice).
+
+    Every process must have n rows.
+    """
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return rows, slice(None)
+    parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, rows.contiguous())
+    start = distributed.get_rank() * len(rows)
+    return torch.cat(parts), slice(start, start + len(rows))
+
+
+# --- the estimator --------------------------------------------------------------------------------
 
 
 class SwAV(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -104,8 +147,8 @@ class SwAV(ClusterMixin, TransformerMixin, BaseEstimator):
     n_prototypes : int
         K, several times the number of clusters expected.
     backbone : str or nn.Module
-        A name for `backbones.classifier`, or a module with a method ``features``, which `fit`
-        trains in place; its width is found by one image.
+        A name for `networks.classifier`, or a module with a method ``features``, of which `fit`
+        trains a copy; its width is found by one image.
     dim : int
         Of the space whose unit sphere holds projections and prototypes.
     epsilon, temperature, sinkhorn_iterations : float, float, int
@@ -120,6 +163,8 @@ class SwAV(ClusterMixin, TransformerMixin, BaseEstimator):
         For so many steps the prototypes stay where they are (313, an epoch, in the paper).
     queue_length : int
         Past features of each global view that take part in the codes, once there are so many.
+    mixed_precision : bool
+        Of the networks on CUDA, see `training.fit`; the codes and the loss stay in float32.
     random_state : int, RandomState or None
     device : str, optional
         A torch device; the best there is by default.
@@ -137,29 +182,51 @@ class SwAV(ClusterMixin, TransformerMixin, BaseEstimator):
     Source: SwAV (Caron et al. 2020) as the seminar slides describe it, errata L2-L6.
     """
 
+    _parameter_constraints = RULES | {
+        "n_prototypes": [at_least(2)],
+        "backbone": [str, nn.Module],
+        "dim": [at_least(1)],
+        "epsilon": [POSITIVE],
+        "temperature": [POSITIVE],
+        "sinkhorn_iterations": [at_least(1)],
+        "global_size": [at_least(1)],
+        "local_size": [at_least(1)],
+        "n_local": [at_least(0)],
+        "global_area": ["array-like"],
+        "local_area": ["array-like"],
+        "epochs": [at_least(1)],
+        "batch_size": [at_least(1)],
+        "lr": [POSITIVE],
+        "weight_decay": [NOT_NEGATIVE],
+        "freeze_steps": [at_least(0)],
+        "queue_length": [at_least(0)],
+        "mixed_precision": ["boolean"],
+    }
+
     def __init__(
         self,
-        n_prototypes=30,
-        backbone="resnet8s",
-        dim=32,
-        epsilon=0.05,
-        temperature=0.1,
-        sinkhorn_iterations=3,
-        global_size=24,
-        local_size=12,
-        n_local=0,
-        global_area=(0.3, 1.0),
-        local_area=(0.1, 0.3),
-        epochs=20,
-        batch_size=256,
-        lr=0.1,
-        weight_decay=1e-4,
-        freeze_steps=0,
-        queue_length=0,
-        random_state=None,
-        device=None,
-        progress=False,
-    ):
+        n_prototypes: int = 30,
+        backbone: str | nn.Module = "resnet8s",
+        dim: int = 32,
+        epsilon: float = 0.05,
+        temperature: float = 0.1,
+        sinkhorn_iterations: int = 3,
+        global_size: int = 24,
+        local_size: int = 12,
+        n_local: int = 0,
+        global_area: Sequence[float] = (0.3, 1.0),
+        local_area: Sequence[float] = (0.1, 0.3),
+        epochs: int = 20,
+        batch_size: int = 256,
+        lr: float = 0.1,
+        weight_decay: float = 1e-4,
+        freeze_steps: int = 0,
+        queue_length: int = 0,
+        mixed_precision: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
+        progress: bool = False,
+    ) -> None:
         self.n_prototypes = n_prototypes
         self.backbone = backbone
         self.dim = dim
@@ -177,87 +244,58 @@ class SwAV(ClusterMixin, TransformerMixin, BaseEstimator):
         self.weight_decay = weight_decay
         self.freeze_steps = freeze_steps
         self.queue_length = queue_length
+        self.mixed_precision = mixed_precision
         self.random_state = random_state
         self.device = device
         self.progress = progress
 
-    def fit(self, X, y=None, callback=None, accelerator=None):
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        callback: Callable[[int, nn.Module], Any] | None = None,
+        checkpoint: str | Path | None = None,
+        accelerator: Any = None,
+    ) -> "SwAV":
         """Train on images ``X``, see `image_tensor`; ``y`` is ignored.
 
-        ``callback`` and ``accelerator`` are those of `training.fit`; with several processes the
-        codes are computed over the whole global batch. Warns if there are fewer images in a batch
-        (and the queue) than prototypes. Raises ValueError on images or parameters that cannot be.
+        ``callback``, ``checkpoint`` and ``accelerator`` are those of `training.fit`; with several
+        processes the codes are computed over the whole global batch. Warns if there are fewer
+        images in a batch (and the queue) than prototypes. Raises ValueError on images or
+        parameters that cannot be.
         """
-        x = image_tensor(X)
-        self._check_parameters(len(x))
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        # A fork keeps the caller's global random state; the initial weights come from the seed.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = self._build(x)
-        size = min(self.batch_size, len(x))
-        loader = batches(x, batch_size=size, drop_last=True)
-        optimizer = torch.optim.SGD(
-            network.parameters(), self.lr, 0.9, weight_decay=self.weight_decay, nesterov=True
-        )
-        self.channels_ = x.shape[1]
-        self.history_ = fit(
-            network,
-            loader,
-            self._step,
-            optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, self.epochs)),
-            epochs=self.epochs,
-            seed=seed,
-            device=None if accelerator else pick_device(self.device),
-            callback=callback,
-            progress=self.progress,
-            accelerator=accelerator,
-        )
-        network.prototypes.normalise()
-        self.network_ = network.cpu().eval()
-        self.labels_ = self.predict(X)
+        with fitting(self):
+            x = image_tensor(X)
+            self._check(len(x))
+            seed = draw_seed(self.random_state)
+            with initial_weights(seed):
+                network = self._build(x)
+            optimizer = torch.optim.SGD(
+                network.parameters(), self.lr, 0.9, weight_decay=self.weight_decay, nesterov=True
+            )
+            self.history_ = fit(
+                network,
+                batches(x, batch_size=min(self.batch_size, len(x)), drop_last=True),
+                self._step,
+                optimizer=optimizer,
+                scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs),
+                epochs=self.epochs,
+                seed=seed,
+                device=None if accelerator else pick_device(self.device),
+                callback=callback,
+                mixed_precision=self.mixed_precision,
+                checkpoint=checkpoint,
+                progress=self.progress,
+                accelerator=accelerator,
+            )
+            network.prototypes.normalise()
+            self.network_ = network.cpu().eval()
+            self.channels_, self.image_size_ = x.shape[1], self.global_size
+            self.labels_ = predict(self.network_.scores, self._resized(x)).argmax(1).numpy()
         return self
 
-    def _build(self, x):
-        backbone = self.backbone
-        if isinstance(backbone, str):
-            backbone = classifier(backbone, x.shape[1], 1)
-            if not isinstance(backbone.body, VisionTransformer):
-                backbone.image_size = None  # each view at its own size
-        width = predict(backbone.features, x[:1]).shape[1]
-        self.n_features_out_ = width
-        return Network(backbone, width, self.dim, self.n_prototypes, self.queue_length)
-
-    def _step(self, network, batch, generator):
-        """The loss of one batch of images, as `training.fit` wants it."""
-        (x,) = batch
-        network.prototypes.normalise()
-        large, small = views(
-            x, generator, self.global_size, self.local_size, self.n_local,
-            self.global_area, self.local_area,
-        )  # fmt: skip
-        z = network(large) if small is None else torch.cat([network(large), network(small)])
-        z = z.view(2 + self.n_local, len(x), -1)
-        scores = network.prototypes(z, frozen=int(network.steps) < self.freeze_steps)
-        codes = network.codes(z[:2].detach(), self.epsilon, self.sinkhorn_iterations)
-        network.steps += 1
-        loss = swapped_prediction(scores, codes, self.temperature)
-        return {"loss": loss, "usage": usage(scores[0])}
-
-    def _check_parameters(self, n):
-        whole = ("n_prototypes", "dim", "epochs", "batch_size", "global_size", "local_size")
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("n_local", "freeze_steps", "queue_length", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("epsilon", "temperature", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if self.n_prototypes < 2:
-            raise ValueError("SwAV needs 2 prototypes or more, got 1")
+    def _check(self, n: int) -> None:
+        """What a table of rules cannot say; ``n`` is the number of images."""
         if n < 2:
             raise ValueError("SwAV needs 2 images or more, got 1: a batch of one has no clusters")
         together = min(self.batch_size, n) + self.queue_length
@@ -268,82 +306,58 @@ class SwAV(ClusterMixin, TransformerMixin, BaseEstimator):
                 stacklevel=3,
             )
 
-    def _images(self, X):
+    def _build(self, x: torch.Tensor) -> Network:
+        if isinstance(self.backbone, str):
+            backbone = classifier(self.backbone, x.shape[1], 1)
+            if not self.backbone.startswith("vit"):
+                backbone.image_size = None  # each view at its own size
+        else:
+            backbone = copy.deepcopy(self.backbone)
+        width = predict(backbone.features, x[:1]).shape[1]
+        self.n_features_out_ = width
+        return Network(backbone, width, self.dim, self.n_prototypes, self.queue_length)
+
+    def _step(
+        self, network: Network, batch: Sequence[torch.Tensor], generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """The loss of one batch of images, as `training.fit` wants it."""
+        (x,) = batch
+        network.prototypes.normalise()
+        large, small = views(
+            x, generator, self.global_size, self.local_size, self.n_local,
+            self.global_area, self.local_area,
+        )  # fmt: skip
+        z = network(large) if small is None else torch.cat([network(large), network(small)])
+        z = z.view(2 + self.n_local, len(x), -1)
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            scores = network.prototypes(z, frozen=int(network.steps) < self.freeze_steps)
+            codes = network.codes(z[:2].detach(), self.epsilon, self.sinkhorn_iterations)
+            loss = swapped_prediction(scores, codes, self.temperature)
+        network.steps += 1
+        return {"loss": loss, "usage": usage(scores[0])}
+
+    def _images(self, X: ArrayLike) -> torch.Tensor:
         check_is_fitted(self)
         x = image_tensor(X)
         if x.shape[1] != self.channels_:
             raise ValueError(f"X has {x.shape[1]} channels, SwAV was fitted on {self.channels_}")
-        size = (self.global_size, self.global_size)
+        return self._resized(x)
+
+    def _resized(self, x: torch.Tensor) -> torch.Tensor:
+        size = (self.image_size_, self.image_size_)
         return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
-    def transform(self, X):
+    def transform(self, X: ArrayLike) -> np.ndarray:
         """Features (n, n_features_out_) of whole images, resized to ``global_size``."""
         x = self._images(X)
         return predict(self.network_.features, x).numpy()
 
-    def decision_function(self, X):
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Similarities (n, n_prototypes) of images and prototypes, in [-1, 1]."""
         x = self._images(X)
         return predict(self.network_.scores, x).numpy()
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """The nearest prototype of each image (n,)."""
         return self.decision_function(X).argmax(1)
-
-
-def usage(scores):
-    """Entropy of how often each prototype is the nearest, over ln K: scores (n, K) to a scalar.
-
-    0 if all images are nearest to one prototype, 1 if each prototype has equally many.
-    """
-    share = scores.argmax(1).bincount(minlength=scores.shape[1]) / len(scores)
-    return torch.special.entr(share).sum() / math.log(scores.shape[1])
-
-
-def everywhere(rows):
-    """The rows (n, d) of all processes, one after the other, and which of them are ours (a slice).
-
-    Every process must have n rows.
-    """
-    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
-        return rows, slice(None)
-    parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, rows.contiguous())
-    start = distributed.get_rank() * len(rows)
-    return torch.cat(parts), slice(start, start + len(rows))
-
-
-def main(argv=None):
-    """Train on a data set, in as many processes as started this: see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m latentspace.swav",
-        description="Train SwAV on images; under torchrun, on several GPUs or machines. "
-        "Writes network.pt and history.csv.",
-    )
-    parser.add_argument("name", help="a set of latentspace.data, such as cifar10")
-    parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument("--split", default="train")
-    for option, kind in (("backbone", str), ("n-prototypes", int), ("dim", int), ("n-local", int),
-                         ("global-size", int), ("local-size", int), ("epochs", int),
-                         ("batch-size", int), ("lr", float), ("freeze-steps", int),
-                         ("queue-length", int), ("random-state", int)):  # fmt: skip
-        parser.add_argument(f"--{option}", type=kind, default=argparse.SUPPRESS)
-    options = vars(parser.parse_args(argv))
-    from accelerate import Accelerator
-
-    from latentspace import data
-
-    name, split, folder = (options.pop(key) for key in ("name", "split", "folder"))
-    accelerator = Accelerator()
-    x = data.load(name, split).x
-    model = SwAV(**{"random_state": 0, "progress": True} | options)
-    model.fit(x, accelerator=accelerator)
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(model.network_.state_dict(), folder / "network.pt")
-        model.history_.to_csv(folder / "history.csv", index=False)
-    accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main()

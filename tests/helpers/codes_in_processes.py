@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from latentspace.swav import Network, main
+from latentspace.swav import Network
+from latentspace.train_swav import main
 
 accelerator = Accelerator(cpu=True)
 folder, rank = Path(sys.argv[1]), accelerator.process_index

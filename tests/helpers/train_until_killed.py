@@ -39,9 +39,7 @@ def run(checkpoint=None, pause=0.0, epochs=12):
         scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 7], gamma=0.5),
         seed=5,
         device="cpu",
-        clip_norm=1.0,
         checkpoint=checkpoint,
-        every_epochs=2,
         progress=False,
     )
     return model.state_dict(), history.to_dict("list")

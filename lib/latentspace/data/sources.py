@@ -4,7 +4,6 @@
 that need them.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentspace.data import vision
+from latentspace.data.downloads import check_crc as _check_crc
+from latentspace.data.downloads import download as _download
+from latentspace.data.downloads import fetcher as _fetcher
 from latentspace.data.embedded import (
     COLOUR_SHAPES,
     DIGITS,
@@ -28,11 +31,7 @@ from latentspace.data.embedded import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SETS", "SILENCE", "Source", "centre_crop", "read_pt"]
-
-SILENCE = 60.0
-"""Seconds that a server may keep a download waiting for its next bytes."""
-
+__all__ = ["SETS", "Source", "centre_crop", "read_pt"]
 
 @dataclass(frozen=True)
 class Source:
@@ -51,81 +50,6 @@ class Source:
     cite: str  # key in the book's bibliography
     make: Callable[[str], Dataset] | None = None
     fetch: Callable[[Path, str], Iterator[tuple[str, dict]]] | None = None
-
-
-# --- torchvision's sets, with the MD5 that torchvision knows --------------------------------------
-
-
-def _files(kind: str, folder: Path, part: str) -> Iterator[tuple[list[str], Path, str]]:
-    """For each file of a torchvision class: addresses to try, where it belongs, its MD5."""
-    from torchvision import datasets
-
-    source = getattr(datasets, kind)
-    if hasattr(source, "resources"):  # MNIST and its kind
-        for name, md5 in source.resources:
-            yield [mirror + name for mirror in source.mirrors], folder / kind / "raw" / name, md5
-    elif hasattr(source, "split_list"):  # a file for each split
-        url, name, md5 = source.split_list[part]
-        yield [url], folder / name, md5
-    else:
-        yield [source.url], folder / source.filename, source.tgz_md5
-
-
-def _get(urls: list[str], path: Path, md5: str) -> None:
-    """Download a file from the first address that has it; a wrong MD5 is tried once more.
-
-    torchvision would do without a time-out. It finds the file and downloads nothing.
-    """
-    if path.is_file():
-        return
-    for url in urls:
-        fetcher = _fetcher(path.parent, "", {path.name: f"md5:{md5}"})
-        fetcher.urls[path.name] = url
-        try:
-            fetcher.fetch(path.name, downloader=_download)
-            return
-        except Exception:
-            if url == urls[-1]:
-                raise
-
-
-def _torchvision(kind, folder, part, **options):
-    """Return one of torchvision's data sets from files that `_get` has downloaded."""
-    from torchvision import datasets
-
-    for urls, path, md5 in _files(kind, Path(folder), part):
-        _get(urls, path, md5)
-    return getattr(datasets, kind)(folder, download=True, **options)
-
-
-def _arrays(dataset):
-    """Return x and y of a torchvision data set, colour images with their channels last."""
-    x = np.asarray(dataset.data)
-    y = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    if x.ndim == 4 and x.shape[1] == 3:
-        x = x.transpose(0, 2, 3, 1)
-    return {"x": np.ascontiguousarray(x), "y": np.asarray(y).astype(np.int64)}
-
-
-def _one_archive(kind, folder, split):
-    """Yield training and test set of a class whose download holds both."""
-    for part in ("train", "test"):
-        dataset = _torchvision(kind, folder, part, train=part == "train")
-        names = {"names": np.array(dataset.classes)} if kind == "CIFAR100" else {}
-        yield part, _arrays(dataset) | names
-
-
-def _usps(folder, split):
-    yield split, _arrays(_torchvision("USPS", folder, split, train=split == "train"))
-
-
-def _svhn(folder, split):
-    yield split, _arrays(_torchvision("SVHN", folder, split, split=split))
-
-
-def _stl10(folder, split):
-    for part in ("train", "test", "unlabeled"):
-        yield part, _arrays(_torchvision("STL10", folder, part, split=part))
 
 
 # --- Raw files of public repositories, at a fixed commit, with their sha256 ----------------------
@@ -172,40 +96,6 @@ IMAGENET_SAMPLE = (
     "https://raw.githubusercontent.com/EliSchwartz/imagenet-sample-images/"
     "bc69043e2862758a1906c6a24a792bb28c6bb2ff/"
 )
-
-
-def _fetcher(folder, base_url, sha256):
-    """Return a pooch that deletes a file whose hash is wrong and tries once more."""
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")  # its notes would end up in stored notebooks
-    return pooch.create(folder, base_url, registry=sha256, retry_if_failed=1)
-
-
-def _download(url, path, fetcher, check=lambda path: None, progressbar=True):
-    """Download as pooch does, but wait at most `SILENCE` seconds for a silent server.
-
-    `check` may raise ValueError for one more try.
-    """
-    import pooch
-
-    if progressbar:  # which says nothing before the first byte
-        print(f"fetching {url}", file=sys.stderr, flush=True)
-    pooch.HTTPDownloader(progressbar=progressbar, timeout=SILENCE)(url, path, fetcher)
-    check(path)
-
-
-def _check_crc(path):
-    """Raise ValueError unless `path` is a whole zip archive (as torch writes) with right CRCs."""
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"the download is not a whole zip archive: {error}") from error
-    if bad:
-        raise ValueError(f"{bad} inside the download has a wrong CRC")
 
 
 def read_pt(path: Path, numpy_array: bool = False) -> np.ndarray:
@@ -371,7 +261,7 @@ SETS = {
         licence="CC BY-SA 3.0",
         home="http://yann.lecun.com/exdb/mnist",
         cite="lecun1998",
-        fetch=partial(_one_archive, "MNIST"),
+        fetch=partial(vision.one_archive, "MNIST"),
     ),
     "fashion-mnist": Source(
         splits=("train", "test"),
@@ -380,7 +270,7 @@ SETS = {
         licence="MIT",
         home="https://github.com/zalandoresearch/fashion-mnist",
         cite="xiao2017",
-        fetch=partial(_one_archive, "FashionMNIST"),
+        fetch=partial(vision.one_archive, "FashionMNIST"),
     ),
     "usps": Source(
         splits=("train", "test"),
@@ -389,7 +279,7 @@ SETS = {
         licence="not stated",
         home="https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets",
         cite="hull1994",
-        fetch=_usps,
+        fetch=vision.usps,
     ),
     "cifar10": Source(
         splits=("train", "test"),
@@ -398,7 +288,7 @@ SETS = {
         licence="not stated",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         cite="krizhevsky2009",
-        fetch=partial(_one_archive, "CIFAR10"),
+        fetch=partial(vision.one_archive, "CIFAR10"),
     ),
     "cifar100": Source(
         splits=("train", "test"),
@@ -407,7 +297,7 @@ SETS = {
         licence="not stated",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         cite="krizhevsky2009",
-        fetch=partial(_one_archive, "CIFAR100"),
+        fetch=partial(vision.one_archive, "CIFAR100"),
     ),
     "svhn": Source(
         splits=("train", "test"),
@@ -416,7 +306,7 @@ SETS = {
         licence="non-commercial use",
         home="http://ufldl.stanford.edu/housenumbers",
         cite="netzer2011",
-        fetch=_svhn,
+        fetch=vision.svhn,
     ),
     "stl10": Source(
         splits=("train", "test", "unlabeled"),
@@ -425,7 +315,7 @@ SETS = {
         licence="not stated (ImageNet images)",
         home="https://cs.stanford.edu/~acoates/stl10",
         cite="coates2011",
-        fetch=_stl10,
+        fetch=vision.stl10,
     ),
     "coil20": Source(
         splits=("all",),

@@ -7,24 +7,58 @@ scheduler. It also names the settings of its run, so that no other run continues
 
 import contextlib
 import random
+from collections.abc import Iterator
 from operator import length_hint
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from latentspace.files import replacing
 
-__all__ = ["callers_random_states", "resume", "save", "seed_epoch", "seed_of", "settings"]
+__all__ = [
+    "callers_random_states", "draws_globally", "resume", "save", "seed_epoch", "seed_of",
+    "settings",
+]  # fmt: skip
 
 
-def seed_of(seed, epoch, stream, rank=0):
+def seed_of(seed: int, epoch: int, stream: str, rank: int = 0) -> int:
     """An independent 32-bit seed for one use of randomness, "order", "step" or "global"."""
-    stream = ("order", "step", "global").index(stream)
-    return int(np.random.SeedSequence((int(seed), epoch, rank, stream)).generate_state(1)[0])
+    number = ("order", "step", "global").index(stream)
+    return int(np.random.SeedSequence((int(seed), epoch, rank, number)).generate_state(1)[0])
 
 
-def seed_epoch(loader, generator, seed, epoch, rank=0):
-    """Seed the order of the data, ``generator`` and the global states (dropout uses them).
+def draws_globally(model: nn.Module, loader: Any) -> bool:
+    """Whether training draws from the global random states of torch, numpy and Python.
+
+    It does if a module of the model drops units or paths (a positive ``p``, ``dropout`` or
+    ``drop_prob``) or has random slopes or pools, because torch gives these no generator; and if the
+    loader is a DataLoader, because a dataset behind it transforms its rows at random with what it
+    likes. Randomness of one's own in a model must come from a step's ``generator``.
+    """
+    if isinstance(loader, torch.utils.data.DataLoader):
+        return True
+    if any(isinstance(module, _RANDOM) for module in model.modules()):
+        return True
+    rates = [getattr(module, name, None) for module in model.modules() for name in _RATES]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
+
+
+_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_RATES = ("p", "dropout", "drop_prob")
+
+
+def seed_epoch(
+    loader: Any,
+    generator: torch.Generator,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    globally: bool = True,
+) -> None:
+    """Seed the order of the data, ``generator`` and, if ``globally``, the global states.
 
     The order is the same in all processes, the rest differs with their ``rank``.
     """
@@ -32,6 +66,8 @@ def seed_epoch(loader, generator, seed, epoch, rank=0):
         if hasattr(part, "generator"):
             part.generator = torch.Generator().manual_seed(seed_of(seed, epoch, "order"))
     generator.manual_seed(seed_of(seed, epoch, "step", rank))
+    if not globally:
+        return
     everywhere = seed_of(seed, epoch, "global", rank)
     random.seed(everywhere)
     np.random.seed(everywhere)
@@ -40,7 +76,7 @@ def seed_epoch(loader, generator, seed, epoch, rank=0):
         torch.get_device_module(generator.device).manual_seed(everywhere)
 
 
-def _with_samplers(loader):
+def _with_samplers(loader: Any) -> Iterator[Any]:
     yield loader
     for name in ("batch_sampler", "sampler"):
         if getattr(loader, name, None) is not None:
@@ -48,7 +84,7 @@ def _with_samplers(loader):
 
 
 @contextlib.contextmanager
-def callers_random_states(device):
+def callers_random_states(device: torch.device) -> Iterator[None]:
     """Put the global random states back: models built after a `fit` must not all start alike."""
     python, numpy_ = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
@@ -60,7 +96,7 @@ def callers_random_states(device):
         np.random.set_state(numpy_)
 
 
-def settings(parts, loader, options):
+def settings(parts: dict[str, Any], loader: Any, options: dict[str, Any]) -> dict[str, str]:
     """What must be equal when a run is resumed, as text by name.
 
     ``parts`` holds "model", "optimizer", "scaler" and, if there is one, "scheduler".
@@ -77,7 +113,13 @@ def settings(parts, loader, options):
     return {name: repr(value) for name, value in (options | found).items()}
 
 
-def save(path, parts, settings, history, seconds):
+def save(
+    path: Path,
+    parts: dict[str, Any],
+    settings: dict[str, str],
+    history: list[dict[str, Any]],
+    seconds: float,
+) -> None:
     """Write the checkpoint so that the file is at any moment either the old or the new one."""
     state = {"settings": settings, "history": history, "seconds": seconds}
     state |= {name: part.state_dict() for name, part in parts.items()}
@@ -86,7 +128,9 @@ def save(path, parts, settings, history, seconds):
         torch.save(state, file)
 
 
-def resume(path, parts, settings, epochs):
+def resume(
+    path: Path, parts: dict[str, Any], settings: dict[str, str], epochs: int
+) -> tuple[list[dict[str, Any]], float]:
     """Load the checkpoint into ``parts`` and return (history, seconds).
 
     Nothing pickled in the file is executed. Raises ValueError, and changes nothing, when it is

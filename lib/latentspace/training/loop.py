@@ -1,48 +1,50 @@
 """One training loop for every chapter: seeded, resumable, and the same on one or many processes.
 
-What a run needs around the loop is in `checkpoints` (seeds of an epoch, exact resume), `progress`
-(the log, early stopping, the line shown) and `processes`.
+What a run needs around the loop is in `loader` and `tensors` (batches, devices), `checkpoints`
+(seeds of an epoch, exact resume), `progress` (the log, the line shown) and `processes`.
 """
 
 import contextlib
 import copy
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
+from torch import nn
 
 from latentspace.training import checkpoints
+from latentspace.training.loader import batches
 from latentspace.training.processes import Processes
-from latentspace.training.progress import Line, Log, require_finite, stalled, with_validation
+from latentspace.training.progress import Line, Log, require_finite, with_validation
+from latentspace.training.tensors import as_tensor, module_of, pick_device, to_device
 
-__all__ = ["batches", "fit", "pick_device", "predict", "seed_everything"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["fit", "predict", "seed_everything"]
 
 
 def fit(
-    model,
-    loader,
-    step,
+    model: nn.Module,
+    loader: Any,
+    step: Callable[..., dict[str, Any]],
     *,
-    optimizer,
-    epochs,
-    scheduler=None,
-    seed=0,
-    device=None,
-    validate=None,
-    callback=None,
-    clip_norm=None,
-    mixed_precision=False,
-    monitor="loss",
-    patience=None,
-    checkpoint=None,
-    every_epochs=1,
-    every_minutes=None,
-    progress=True,
-    accelerator=None,
-):
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    scheduler: Any = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    validate: Callable[[nn.Module], dict[str, Any]] | None = None,
+    callback: Callable[[int, nn.Module], Any] | None = None,
+    mixed_precision: bool = False,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    accelerator: Any = None,
+) -> "pd.DataFrame":
     """Train ``model`` and return what was logged, one row an epoch.
 
     Parameters
@@ -62,29 +64,26 @@ def fit(
     epochs : int
         Total number, those of a resumed checkpoint included. 0 trains nothing.
     scheduler : torch learning-rate scheduler, optional
-        Stepped once after every epoch (ReduceLROnPlateau with the monitored value).
+        Stepped once after every epoch.
     seed : int
-        Seeds the training, not the weights, which exist already (see `seed_everything`). The
-        caller's global random states are put back at the end.
+        Seeds the training, not the weights, which exist already (see
+        `estimators.initial_weights`). The global random states are left alone, unless the model
+        holds dropout or the loader is a DataLoader: these have no other source, see
+        `checkpoints.draws_globally`. Then they are seeded for each epoch and put back at the end,
+        and such runs should not share a process with others in threads.
     device : str or torch.device, optional
         As in `pick_device`.
     validate : callable(model) -> dict of floats, optional
         Called after each epoch in eval mode without gradients; logged under its own names.
     callback : callable(epoch, model), optional
         Called after each epoch (1, 2, ...) in eval mode; not repeated for resumed epochs.
-    clip_norm : float, optional
-        Largest Euclidean norm of the whole gradient.
     mixed_precision : bool
         On CUDA: bfloat16, or float16 with a scaled loss on cards without it. Elsewhere ignored.
-    monitor, patience : str, int, optional
-        Stop when the logged value ``monitor`` (lower is better) has not improved for ``patience``
-        epochs. The weights stay those of the last epoch.
     checkpoint : path, optional
-        Continue from this file if it exists, and keep it up to date: after every ``every_epochs``
-        epochs, or instead every ``every_minutes`` (at the end of an epoch), and at the end. It is
-        written atomically and read without executing pickled code. It must come from a call with
-        the same seed and settings and freshly built model, optimizer and scheduler; only
-        ``epochs`` and ``patience`` may grow.
+        Continue from this file if it exists, and bring it up to date after every epoch. It is
+        written atomically and read without executing pickled code, on any device. It must come
+        from a call with the same seed and settings and freshly built model, optimizer and
+        scheduler; only ``epochs`` may grow.
     progress : bool
         In a notebook one line of text that ends as ``epoch 500/500 · loss 0.123 · 12.3 s`` (no
         widget, nothing on stderr); in a terminal a tqdm bar; nothing when stderr is a file.
@@ -109,7 +108,11 @@ def fit(
         An argument out of range, an empty loader, a malformed result of ``step``, or a checkpoint
         that is unreadable or from another configuration.
     """
-    _check_arguments(epochs, seed, clip_norm, patience, every_epochs, every_minutes)
+    import pandas as pd
+
+    for name, value in {"epochs": epochs, "seed": seed}.items():
+        if value != int(value) or value < 0:
+            raise ValueError(f"{name} must be an integer >= 0, got {value}")
     processes = Processes(accelerator)
     device = pick_device(device) if accelerator is None else accelerator.device
     loader = processes.share(copy.copy(loader) if isinstance(loader, batches) else loader)
@@ -117,42 +120,38 @@ def fit(
     trained = _trained_parameters(model, optimizer)
     autocast, scaler = _precision(mixed_precision, device)
     generator = torch.Generator(device)
+    globally = checkpoints.draws_globally(model, loader)
 
-    history, seconds = [], 0.0
+    history: list[dict[str, Any]] = []
+    seconds = 0.0
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
         parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
         parts |= {} if scheduler is None else {"scheduler": scheduler}
-        options = {"seed": int(seed), "clip_norm": clip_norm, "mixed_precision": mixed_precision}
+        options = {"seed": int(seed), "mixed_precision": mixed_precision}
         options |= {"processes": processes.count}
         settings = checkpoints.settings(parts, loader, options)
         if checkpoint.exists():
             history, seconds = checkpoints.resume(checkpoint, parts, settings, epochs)
     processes.copy_from_main([*model.parameters(), *model.buffers()])
 
-    epoch = len(history)
-    saved = time.monotonic()
-    started = saved - seconds
+    started = time.monotonic() - seconds
     with (
-        checkpoints.callers_random_states(device),
-        Line(loader, epoch, epochs, progress and processes.rank == 0) as line,
+        checkpoints.callers_random_states(device) if globally else contextlib.nullcontext(),
+        Line(loader, len(history), epochs, progress and processes.rank == 0) as line,
     ):
-        while epoch < epochs and not stalled(history, monitor, patience):
-            epoch += 1
-            checkpoints.seed_epoch(loader, generator, seed, epoch, processes.rank)
+        for epoch in range(len(history) + 1, epochs + 1):
+            checkpoints.seed_epoch(loader, generator, seed, epoch, processes.rank, globally)
             model.train()
             log = Log(epoch, device)
             for batch in loader:
-                batch = _to_device(batch, device)
+                batch = to_device(batch, device)
                 optimizer.zero_grad(set_to_none=True)
                 with autocast():
                     values = step(model, batch, generator)
                 log.add(values, batch)
                 scaler.scale(values["loss"]).backward()
                 processes.average_gradients(trained)
-                if clip_norm is not None:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(trained, clip_norm)
                 scaler.step(optimizer)
                 scaler.update()
                 line.update()
@@ -161,26 +160,16 @@ def fit(
             require_finite(trained, epoch)
             processes.copy_from_main(model.buffers())
             model.eval()
-            row = with_validation(row, validate, model, monitor)
-            history.append(processes.from_main(row))  # one row for all, so that they stop together
-            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(history[-1][monitor])
-            elif scheduler is not None:
+            history.append(with_validation(row, validate, model))
+            if scheduler is not None:
                 scheduler.step()
             if callback is not None:
                 callback(epoch, model)
-
             if checkpoint is not None and processes.rank == 0:
-                now = time.monotonic()
-                due = epoch % every_epochs == 0
-                if every_minutes is not None:
-                    due = now - saved >= 60 * every_minutes
-                if due or epoch == epochs or stalled(history, monitor, patience):
-                    checkpoints.save(checkpoint, parts, settings, history, now - started)
-                    saved = now
-            line.show(history, monitor, time.monotonic() - started)
+                checkpoints.save(checkpoint, parts, settings, history, time.monotonic() - started)
+            line.show(history, time.monotonic() - started)
         seconds = time.monotonic() - started
-        line.show(history, monitor, seconds)
+        line.show(history, seconds)
     model.eval()
 
     table = pd.DataFrame(history, columns=None if history else ["epoch", "loss"])
@@ -188,60 +177,12 @@ def fit(
     return table
 
 
-class batches:
-    """Whole batches of rows from arrays in memory, without a per-row collate.
-
-    Iterating yields tuples (also for one array) of new tensors with the chosen rows, on the device
-    of the arrays; arrays already on a GPU are the fastest there. `fit` sets ``generator`` from
-    (seed, epoch), so the order of every epoch is reproducible.
-
-    Parameters
-    ----------
-    *arrays : array or tensor, (n, ...)
-        All with the same n >= 1, on one device. NumPy arrays share their memory.
-    batch_size : int
-        More than n means one batch of n rows.
-    shuffle : bool
-    drop_last : bool
-        Leave out a last batch that is not full.
-
-    Raises
-    ------
-    ValueError
-        No array, different lengths, no rows, ``batch_size`` below 1, or no full batch
-        although ``drop_last`` asks for one.
-    """
-
-    def __init__(self, *arrays, batch_size, shuffle=True, drop_last=False):
-        self.arrays = [_tensor(array) for array in arrays]
-        lengths = {len(array) if array.ndim else 0 for array in self.arrays}
-        if len(lengths) != 1 or 0 in lengths:
-            shapes = [tuple(array.shape) for array in self.arrays]
-            raise ValueError(f"batches needs arrays with equally many rows, at least one: {shapes}")
-        (self.n,) = lengths
-        if batch_size < 1 or (drop_last and batch_size > self.n):
-            raise ValueError(f"batch_size is {batch_size}, with {self.n} rows, {drop_last=}")
-        self.batch_size, self.shuffle, self.drop_last = int(batch_size), shuffle, drop_last
-        self.generator = torch.Generator()
-        self.part, self.parts = 0, 1
-
-    def __len__(self):
-        full, rest = divmod(self.n, self.batch_size * self.parts)
-        return full + (rest >= self.parts and not self.drop_last)
-
-    def __iter__(self):
-        if self.shuffle:
-            order = torch.randperm(self.n, generator=self.generator)
-        else:
-            order = torch.arange(self.n)
-        chunks = order.to(self.arrays[0].device).split(self.batch_size * self.parts)
-        for chunk in chunks[: len(self)]:
-            size = len(chunk) // self.parts
-            rows = chunk[self.part * size : (self.part + 1) * size]
-            yield tuple(array[rows] for array in self.arrays)
-
-
-def predict(model, x, batch_size=1024, device=None):
+def predict(
+    model: Callable[..., Any],
+    x: Any,
+    batch_size: int = 1024,
+    device: str | torch.device | None = None,
+) -> Any:
     """Outputs of ``model`` for all of ``x``: eval mode, no gradients, in batches, on the CPU.
 
     Parameters
@@ -249,7 +190,8 @@ def predict(model, x, batch_size=1024, device=None):
     model : nn.Module or callable
         For a method of a module (``predict(vae.encode, x)``) that module is put in eval mode;
         any other callable is taken as it is. Each submodule gets its mode back.
-    x : array or tensor, (n, ...)
+    x : array, DataFrame or tensor, (n, ...), see `tensors.as_tensor`
+        Floats are given to the model in the precision of its parameters.
     batch_size : int
     device : optional
         Moves the module there. Default: where its parameters are, else where ``x`` is.
@@ -258,19 +200,18 @@ def predict(model, x, batch_size=1024, device=None):
     -------
     Tensor (n, ...), or a tuple of them if the model returns one.
     """
-    x = _tensor(x)
+    x = as_tensor(x)
     if x.ndim == 0 or len(x) == 0 or batch_size < 1:
         raise ValueError(f"x has shape {tuple(x.shape)} and batch_size is {batch_size}")
-    module = getattr(model, "__self__", model)
-    module = module if isinstance(module, torch.nn.Module) else torch.nn.Module()
-    if device is None:
-        device = next(module.parameters(), x).device
-    device = pick_device(device)
+    module = module_of(model)
+    like = next((p for p in module.parameters() if p.is_floating_point()), x)
+    device = pick_device(like.device if device is None else device)
+    dtype = like.dtype if x.is_floating_point() else x.dtype
     modes = [(part, part.training) for part in module.modules()]
     module.to(device).eval()
     try:
         with torch.no_grad():
-            outputs = [model(rows.to(device)) for rows in x.split(batch_size)]
+            outputs = [model(to_device(rows.to(dtype), device)) for rows in x.split(batch_size)]
     finally:
         for part, mode in modes:
             part.training = mode
@@ -279,7 +220,7 @@ def predict(model, x, batch_size=1024, device=None):
     return torch.cat([output.cpu() for output in outputs])
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (every device).
 
     ``seed`` is an integer from 0 to 2**32 - 1; anything else raises ValueError.
@@ -291,59 +232,17 @@ def seed_everything(seed):
     torch.manual_seed(int(seed))
 
 
-def pick_device(device=None):
-    """The device asked for or, by default, the best one here: CUDA, then MPS, then the CPU."""
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if device is None:
-        device = next((kind for kind, there in available.items() if there()), "cpu")
-    device = torch.device(device)
-    if device.type in available and not available[device.type]():
-        raise ValueError(f"device {device} is not available here; use device='cpu' or None")
-    return device
-
-
-def _check_arguments(epochs, seed, clip_norm, patience, every_epochs, every_minutes):
-    rules = {
-        f"epochs must be an integer >= 0, got {epochs}": epochs == int(epochs) and epochs >= 0,
-        f"seed must be an integer >= 0, got {seed}": seed == int(seed) and seed >= 0,
-        f"clip_norm must be > 0, got {clip_norm}": clip_norm is None or clip_norm > 0,
-        f"patience must be >= 1, got {patience}": patience is None or patience >= 1,
-        f"every_epochs must be >= 1, got {every_epochs}": every_epochs >= 1,
-        f"every_minutes must be >= 0, got {every_minutes}": (every_minutes or 0) >= 0,
-    }
-    for message, holds in rules.items():
-        if not holds:
-            raise ValueError(message)
-
-
-def _trained_parameters(model, optimizer):
+def _trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if not {id(p) for p in trained} <= {id(p) for p in model.parameters()}:
         raise ValueError("the optimizer holds parameters that are not in model")
     return trained
 
 
-def _precision(mixed_precision, device):
+def _precision(mixed_precision: bool, device: torch.device) -> tuple[Callable, Any]:
     """(autocast context factory, GradScaler); both do nothing unless asked for, on CUDA."""
     if not (mixed_precision and device.type == "cuda"):
         return contextlib.nullcontext, torch.amp.GradScaler(enabled=False)
     half = not torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.float16 if half else torch.bfloat16
     return lambda: torch.autocast("cuda", dtype), torch.amp.GradScaler("cuda", enabled=half)
-
-
-def _to_device(batch, device):
-    if torch.is_tensor(batch):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: _to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [_to_device(value, device) for value in batch]
-    return batch
-
-
-def _tensor(array):
-    """A tensor sharing memory where possible; read-only and reversed arrays are copied."""
-    if torch.is_tensor(array):
-        return array
-    return torch.as_tensor(np.require(array, requirements=("C", "W")))

@@ -5,7 +5,12 @@ epoch, so that parts are equal; accelerate fills up the last batch of a DataLoad
 its beginning. Batch normalisation sees the rows of its own process.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+
+from latentspace.training.tensors import to_device
 
 __all__ = ["Processes"]
 
@@ -28,7 +33,7 @@ class Processes:
         The accelerator brings a precision of its own or accumulates gradients.
     """
 
-    def __init__(self, accelerator):
+    def __init__(self, accelerator: Any) -> None:
         self.accelerator, self.rank, self.count = accelerator, 0, 1
         if accelerator is not None:
             self.rank, self.count = accelerator.process_index, accelerator.num_processes
@@ -37,7 +42,7 @@ class Processes:
                     "accelerator: use fit's mixed_precision; steps are not accumulated"
                 )
 
-    def share(self, loader):
+    def share(self, loader: Any) -> Any:
         """The loader of this process's part of every global batch; `batches` change in place."""
         if self.count == 1:
             return loader
@@ -48,7 +53,7 @@ class Processes:
             return self.accelerator.prepare_data_loader(loader, device_placement=False)
         raise ValueError("several processes share batches(...) or a DataLoader, nothing else")
 
-    def average_gradients(self, parameters):
+    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Set each gradient to its mean over the processes; one that none used stays None.
 
         By hand and not by DistributedDataParallel, so that ``step`` may call any method of the
@@ -65,13 +70,13 @@ class Processes:
         for p, grad, any_used in zip(parameters, means, used.tolist(), strict=True):
             p.grad = grad.view_as(p).to(p.dtype) if any_used else None
 
-    def sum(self, values):
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a vector of numbers over the processes."""
         if self.count == 1:
             return values
-        return self.accelerator.reduce(values.to(self.accelerator.device), "sum").cpu()
+        return self.accelerator.reduce(to_device(values, self.accelerator.device), "sum").cpu()
 
-    def copy_from_main(self, tensors):
+    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite the tensors, in place, with those of the main process."""
         if self.count > 1:
             from accelerate.utils import broadcast
@@ -79,11 +84,3 @@ class Processes:
             with torch.no_grad():
                 for tensor in tensors:
                     tensor.copy_(broadcast(tensor.detach().clone()))
-
-    def from_main(self, value):
-        """The main process's ``value``, any object."""
-        if self.count == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]

@@ -1,14 +1,20 @@
-"""How a run goes: what an epoch logs, when the run stops, and the one line that shows it."""
+"""How a run goes: what an epoch logs, and the one line that shows it."""
 
 import io
 import math
 import sys
+from collections.abc import Callable
 from operator import length_hint
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm.std import tqdm
 
-__all__ = ["Line", "Log", "require_finite", "stalled", "with_validation"]
+from latentspace.training.processes import Processes
+from latentspace.training.tensors import to_device
+
+__all__ = ["Line", "Log", "require_finite", "with_validation"]
 
 
 class Log:
@@ -18,17 +24,20 @@ class Log:
     `means`, and ValueError for what is not a dict of scalars with "loss".
     """
 
-    def __init__(self, epoch, device):
+    def __init__(self, epoch: int, device: torch.device) -> None:
         self.epoch, self.device = epoch, device
-        self.names, self.values, self.sizes = None, [], []
+        self.names: list[str] = []
+        self.values: list[torch.Tensor] = []
+        self.sizes: list[int] = []
 
-    def add(self, values, batch):
+    def add(self, values: dict[str, Any], batch: Any) -> None:
         """Log the scalars of one batch."""
-        names = list(values) if isinstance(values, dict) else None
+        names = list(values) if isinstance(values, dict) else []
         self.names = self.names or names
-        if names is None or "loss" not in names or names != self.names:
+        if "loss" not in names or names != self.names:
             raise ValueError(f"step must return a dict with 'loss', got {values!r:.80}")
-        scalars = [torch.as_tensor(v, device=self.device).detach() for v in values.values()]
+        tensors = [torch.as_tensor(value).detach() for value in values.values()]
+        scalars = to_device(tensors, self.device)
         if any(scalar.ndim for scalar in scalars):
             raise ValueError(f"step must return scalars, got {values!r:.80}")
         if self.device.type == "cpu":
@@ -36,7 +45,7 @@ class Log:
         self.values.append(torch.stack(scalars))
         self.sizes.append(_rows(batch))
 
-    def means(self, processes):
+    def means(self, processes: Processes) -> dict[str, float]:
         """Means over the epoch and all processes, weighted by batch size, as a dict of floats."""
         if not self.sizes:
             raise ValueError(
@@ -50,7 +59,7 @@ class Log:
         *sums, rows = processes.sum(torch.cat([sizes @ table, sizes.sum()[None]])).tolist()
         return {name: total / rows for name, total in zip(self.names, sums, strict=True)}
 
-    def _require_finite(self, batch, loss):
+    def _require_finite(self, batch: int, loss: float) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"loss is {loss} in epoch {self.epoch}, batch {batch + 1}: look for bad values in "
@@ -58,14 +67,14 @@ class Log:
             )
 
 
-def _rows(batch):
+def _rows(batch: Any) -> int:
     """Rows of the first tensor in a batch, its weight in the means."""
     while isinstance(batch, dict | list | tuple):
         batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
     return len(batch)
 
 
-def require_finite(parameters, epoch):
+def require_finite(parameters: list[nn.Parameter], epoch: int) -> None:
     """Raise FloatingPointError for a parameter that is NaN or infinite.
 
     The last gradient of an epoch can make it so although every loss was finite.
@@ -74,10 +83,12 @@ def require_finite(parameters, epoch):
         raise FloatingPointError(f"a parameter is not finite after epoch {epoch}: set clip_norm?")
 
 
-def with_validation(row, validate, model, monitor):
-    """Add what ``validate(model)`` returns, if given, to the row of an epoch.
+def with_validation(
+    row: dict[str, Any], validate: Callable[[nn.Module], dict[str, Any]] | None, model: nn.Module
+) -> dict[str, Any]:
+    """The row of an epoch with what ``validate(model)`` returns, if it is given.
 
-    Raises ValueError for a name logged twice and if ``monitor`` is not logged at all.
+    Raises ValueError for a name logged twice.
     """
     if validate is not None:
         with torch.no_grad():
@@ -85,17 +96,7 @@ def with_validation(row, validate, model, monitor):
         if both := row.keys() & extra.keys():
             raise ValueError(f"validate logs {sorted(both)}, which step or fit logs already")
         row = row | extra
-    if monitor not in row:
-        raise ValueError(f"monitor {monitor!r} is not among the logged {list(row)}")
     return row
-
-
-def stalled(history, monitor, patience):
-    """Whether the best value is ``patience`` epochs old: all that early stopping remembers."""
-    if patience is None or not history:
-        return False
-    values = [math.inf if math.isnan(row[monitor]) else row[monitor] for row in history]
-    return len(values) - 1 - values.index(min(values)) >= patience
 
 
 class Line(tqdm):
@@ -103,10 +104,11 @@ class Line(tqdm):
 
     monitor_interval = 0
 
-    def __init__(self, loader, epoch, epochs, shown):
+    def __init__(self, loader: Any, epoch: int, epochs: int, shown: bool) -> None:
         ipython = sys.modules.get("IPython")
         self.in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-        self.output, self.epochs = None, epochs
+        self.output: Any = None
+        self.epochs = epochs
         steps = length_hint(loader)
         hidden_in_files = False if self.in_notebook else None
         super().__init__(
@@ -120,7 +122,7 @@ class Line(tqdm):
             disable=hidden_in_files if shown else True,
         )
 
-    def display(self, msg=None, pos=None):
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         if not self.in_notebook:
             return super().display(msg, pos)
         text = {"text/plain": str(self) if msg is None else msg}
@@ -131,13 +133,12 @@ class Line(tqdm):
         else:
             self.output.update(text, raw=True)
 
-    def show(self, history, monitor, seconds):
-        """Name the last epoch, its loss and monitored value, and the time so far."""
-        row = history[-1] if history else {"epoch": 0}
-        values = [f"{k} {row[k]:.4g}" for k in dict.fromkeys(("loss", monitor)) if k in row]
-        line = " · ".join([f"epoch {row['epoch']}/{self.epochs}", *values, f"{seconds:.1f} s"])
+    def show(self, history: list[dict[str, Any]], seconds: float) -> None:
+        """Name the last epoch, its loss, and the time so far."""
+        loss = [f"loss {history[-1]['loss']:.4g}"] if history else []
+        line = " · ".join([f"epoch {len(history)}/{self.epochs}", *loss, f"{seconds:.1f} s"])
         self.set_description_str(line, refresh=False)
 
-    def close(self):
+    def close(self) -> None:
         self.bar_format = "{desc}"
         super().close()
