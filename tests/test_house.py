@@ -129,9 +129,7 @@ def test_ruff_has_nothing_to_say():
 
 # What ruff finds in chapters of the first edition; each goes when the chapter is written anew.
 FOUND = {
-    "02_deepkde": {"F401", "B007", "F821", "F841"},
     "06_clustering_images": {"B023"},  # a function that is called before the loop goes on
-    "12_unknown_k": {"F821"},
 }
 
 

@@ -21,8 +21,9 @@ UNREVISED = [
     "05_neural_mixtures",
     "06_clustering_images",
     "11_swapped_predictions",
-    "12_unknown_k",  # the lesson is new; its evidence is not there yet
 ]
+# Lessons by the new rules whose evidence is not there yet. This list ends empty too.
+AWAITED = ["12_unknown_k"]
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell", "parameters", "solution"}
 UNSEEN = {"hide-output", "hide-cell", "remove-output", "remove-cell", "solution"}
 BOXES = ("algorithm", "settings", "verdict")
