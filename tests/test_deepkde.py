@@ -267,6 +267,8 @@ def test_history_equals_a_bare_loops(normal):
         ({"batch_size": 3}, "'batch_size' parameter"),
         ({"epochs": 0}, "'epochs' parameter"),
         ({"epochs": 2.5}, "'epochs' parameter"),
+        ({"floor": -0.1}, "'floor' parameter"),
+        ({"floor": 0.1, "leave_one_out": False}, "the weight of what is left out"),
         ({"lr": -0.1}, "'lr' parameter"),
         ({"progress": 2}, "'progress' parameter"),
         ({"random_state": "a"}, "'random_state' parameter"),

@@ -125,6 +125,44 @@ def test_index_form_leaves_out_what_it_names(skip):
     torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64))
 
 
+def weighted(x, y, h, weight):
+    """Log of the estimate whose kernels have weights (n, l), plainly."""
+    d = x.shape[1]
+    kernels = torch.exp(-(x[:, None] - y[None]).square().sum(-1) / (2 * h**2))
+    mass = weight.sum(1) * (h * math.sqrt(2 * math.pi)) ** d
+    return ((weight * kernels).sum(1) / mass).log()
+
+
+@pytest.mark.parametrize("floor", [1e-3, 0.3])
+@pytest.mark.parametrize("d", [1, 5])
+def test_floor_is_a_weight_of_what_is_left_out(d, floor):
+    """Value and gradients, for a point set's own kernels and for any that an index names."""
+    x, y = normal(7, d, 1) * 1.4, normal(12, d, 2)
+    weight = torch.ones(7, 12, dtype=torch.float64)
+    weight[[0, 1, 2, 3, 5, 6], [3, 2, 0, 0, 11, 4]] = floor
+    skip = torch.tensor([3, 2, 0, 0, -1, 11, 4])
+    assert_all_close(
+        value_and_gradients(lambda a, b: mean_log_density(a, b, 0.6, skip, floor), x, y),
+        value_and_gradients(lambda a, b: weighted(a, b, 0.6, weight).mean(), x, y),
+    )
+    own = torch.ones(12, 12, dtype=torch.float64).fill_diagonal_(floor)
+    assert_all_close(
+        value_and_gradients(lambda a, b: mean_log_density(a, b, 0.6, True, floor), y, y),
+        value_and_gradients(lambda a, b: weighted(a, b, 0.6, own).mean(), y, y),
+    )
+
+
+def test_floor_leads_from_leave_one_out_to_the_printed_estimate():
+    z, target = normal(40, 3), normal(40, 3, 1)
+    torch.testing.assert_close(log_density(z, z, 0.5, True, 1.0), log_density(z, z, 0.5))
+    losses = [
+        js_loss(z, target, 0.5, True, generator(2), floor).item() for floor in (0, 1e-9, 1e-3, 1)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[3] == pytest.approx(js_loss(z, target, 0.5, False, generator(2)).item())
+    assert len({round(loss, 3) for loss in losses}) == 3
+
+
 @pytest.mark.parametrize(("n", "n_obs"), [(100, 20_000), (17, 20_000), (16, 20_000), (900, 700)])
 def test_blocks_of_rows_do_not_show(n, n_obs):
     """At 20,000 observations a block has 16 rows, at 700 it has 374."""
@@ -370,6 +408,9 @@ def test_memory_is_linear():
         ({"bandwidth": math.inf}, "bandwidth must be positive"),
         ({"bandwidth": math.nan}, "bandwidth must be positive"),
         ({"leave_one_out": True}, "as many observations as locations: 4, 6"),
+        ({"floor": 0.1}, "the weight of what is left out"),
+        ({"floor": 1.1, "leave_one_out": torch.zeros(4, dtype=torch.int64)}, "floor, in"),
+        ({"floor": math.nan, "leave_one_out": torch.zeros(4, dtype=torch.int64)}, "floor, in"),
         ({"leave_one_out": torch.tensor([0, 1, 2, 6])}, "between -1 and 5"),
         ({"leave_one_out": torch.tensor([0, 1, 2, -2])}, "between -1 and 5"),
         ({"leave_one_out": torch.tensor([0, 1, 2])}, "4 indices"),
@@ -711,14 +752,14 @@ class TestK15:
 
     H = 0.5
 
-    def one_point_at(self, distance, leave_one_out, n=40):
+    def one_point_at(self, distance, leave_one_out, n=40, floor=0.0):
         """n times the loss; latents lie near x = 0, targets near x = 1, one latent far out."""
         g = generator(3)
         latent = torch.randn(n, 2, generator=g, dtype=torch.float64) * 1e-3
         target = torch.randn(n, 2, generator=g, dtype=torch.float64) * 1e-3
         target[:, 0] += 1.0
         latent[7, 0] = distance
-        return n * js_loss(latent, target, self.H, leave_one_out, generator(5)).item()
+        return n * js_loss(latent, target, self.H, leave_one_out, generator(5), floor).item()
 
     def test_leave_one_out_falls_linearly(self):
         """(R - 1)^2 / 2h^2 - R^2 / 2h^2 = -R / h^2 + a constant."""
@@ -727,6 +768,12 @@ class TestK15:
 
     def test_printed_loss_does_not_fall(self):
         assert self.one_point_at(60.0, False) >= self.one_point_at(40.0, False) - 1e-9
+
+    def test_a_floor_stops_the_fall(self):
+        """From where the kept weight outweighs all other kernels the point gains nothing more."""
+        near, far, farther = (self.one_point_at(r, True, floor=1e-4) for r in (2.0, 40.0, 60.0))
+        assert far >= near - math.log(40 / 1e-4)
+        assert farther >= far - 1e-9
 
 
 class TestK4:

@@ -18,11 +18,10 @@ import chapters
 # they are written anew as lesson and evidence. This list ends empty.
 UNREVISED = [
     "01_measuring_clusters",
-    "02_deepkde",
     "05_neural_mixtures",
     "06_clustering_images",
     "11_swapped_predictions",
-    "12_unknown_k",
+    "12_unknown_k",  # the lesson is new; its evidence is not there yet
 ]
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell", "parameters", "solution"}
 UNSEEN = {"hide-output", "hide-cell", "remove-output", "remove-cell", "solution"}

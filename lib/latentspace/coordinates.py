@@ -45,8 +45,9 @@ class Coordinates(NamedTuple):
         if not self.inverse.any():
             return 0.0
         unit = self.scale.max()  # the squares of very large or small numbers would overflow
-        triangle = np.linalg.qr((self.inverse * (self.scale / unit)).T, mode="r")
-        return len(self.inverse) * math.log(unit) + float(np.log(np.abs(triangle.diagonal())).sum())
+        triangle = np.asarray(np.linalg.qr((self.inverse * (self.scale / unit)).T, mode="r"))
+        logs = np.log(np.abs(triangle.diagonal()))
+        return len(self.inverse) * math.log(unit) + float(logs.sum())
 
 
 def invariant_coordinates(x: np.ndarray) -> Coordinates:

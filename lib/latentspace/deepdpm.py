@@ -1,7 +1,7 @@
 """DeepDPM: a network that learns cluster assignments while clusters split and merge."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any
 
@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from latentspace.dirichlet import Statistics, e_step, label_statistics, sufficient_statistics
-from latentspace.dirichlet_mixture import COUNT, POSITIVE, DirichletMixture, Fit
+from latentspace.dirichlet_mixture import DirichletMixture, Fit
 from latentspace.dpm_networks import (
     LEAST,
     ClusteringNet,
@@ -23,6 +23,7 @@ from latentspace.dpm_networks import (
     reindex,
     subcluster_loss,
 )
+from latentspace.estimators import POSITIVE, at_least
 from latentspace.moves import Moves, best_halves, frames, in_frames
 
 __all__ = ["DeepDPM"]
@@ -36,11 +37,11 @@ NOT_NEGATIVE = Interval(Integral, 0, None, closed="left")
 class DeepFit(Fit):
     """A fit with networks."""
 
-    network: ClusteringNet | None = None
-    subnetworks: SubclusteringNets | None = None
-    optimizer: torch.optim.Optimizer | None = None
-    sub_means: Tensor | None = None  # (K, 2, r), in the frames of the clusters
-    halves: Tensor | None = None  # (N, 2), soft
+    network: ClusteringNet = field(init=False)
+    subnetworks: SubclusteringNets = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    sub_means: Tensor = field(init=False)  # (K, 2, r), in the frames of the clusters
+    halves: Tensor = field(init=False)  # (N, 2), soft
     frozen: int = 0  # epochs for which the mixture still keeps its parameters
     losses: tuple[float, float] = (math.nan, math.nan)
 
@@ -99,8 +100,8 @@ class DeepDPM(DirichletMixture):
 
     _parameter_constraints: dict[str, list[Any]] = {
         **DirichletMixture._parameter_constraints,
-        **dict.fromkeys(["hidden", "epochs", "batch_size", "sub_batch_size"], [COUNT]),
-        "move_every": [COUNT],
+        **dict.fromkeys(["hidden", "epochs", "batch_size", "sub_batch_size"], [at_least(1)]),
+        "move_every": [at_least(1)],
         **dict.fromkeys(["lr", "sub_lr"], [POSITIVE]),
         **dict.fromkeys(["freeze", "settle"], [NOT_NEGATIVE]),
         "direction": [StrOptions({"target", "network"})],
@@ -128,7 +129,7 @@ class DeepDPM(DirichletMixture):
         freeze: int = 2,
         settle: int = 10,
         random_state: int | np.random.RandomState | None = None,
-    ):
+    ) -> None:
         self.initial_clusters = initial_clusters
         self.alpha = alpha
         self.kappa = kappa
@@ -163,21 +164,21 @@ class DeepDPM(DirichletMixture):
 
     def _prepared(self, fit: Fit) -> DeepFit:
         """The fit with its networks and their optimiser."""
-        fit = DeepFit(**{field.name: getattr(fit, field.name) for field in fields(fit)})
-        k, r = fit.mixture[1].shape
-        fit.network = ClusteringNet(r, k, self.hidden, fit.generator)
-        fit.subnetworks = SubclusteringNets(k, r, self.hidden, fit.generator)
-        fit.optimizer = torch.optim.Adam(
+        deep = DeepFit(**{part.name: getattr(fit, part.name) for part in fields(fit)})
+        k, r = deep.mixture[1].shape
+        deep.network = ClusteringNet(r, k, self.hidden, deep.generator)
+        deep.subnetworks = SubclusteringNets(k, r, self.hidden, deep.generator)
+        deep.optimizer = torch.optim.Adam(
             [
-                {"params": list(fit.network.parameters()), "lr": self.lr},
-                {"params": list(fit.subnetworks.parameters()), "lr": self.sub_lr},
+                {"params": list(deep.network.parameters()), "lr": self.lr},
+                {"params": list(deep.subnetworks.parameters()), "lr": self.sub_lr},
             ]
         )
-        fit.sub_means = torch.zeros(k, 2, r)
-        fit.frozen = self.freeze
+        deep.sub_means = torch.zeros(k, 2, r)
+        deep.frozen = self.freeze
         every = torch.ones(k, dtype=torch.bool)
-        self._start_halves(fit, label_statistics(fit.x, fit.labels, k), every)
-        return fit
+        self._start_halves(deep, label_statistics(deep.x, deep.labels, k), every)
+        return deep
 
     def _improve(self, fit: DeepFit) -> None:
         """Train all networks for an epoch; new assignments, then a new mixture from them."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils import check_array
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -75,6 +76,8 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
     leave_one_out : bool
         False gives the paper's loss, in which each point sees its own kernel (K4). With True the
         loss is unbounded below: in ten dimensions long training can run away (K15).
+    floor : float in [0, 1]
+        The weight that a left-out kernel keeps. A small one bounds the loss below again (K15).
     random_state : int, RandomState or None
     device : str, optional
         A torch device; the best there is by default.
@@ -105,6 +108,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         "lr": [POSITIVE],
         "drop_epoch": [at_least(0)],
         "leave_one_out": ["boolean"],
+        "floor": [Interval(Real, 0, 1, closed="both")],
     }
 
     def __init__(
@@ -120,6 +124,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         lr: float = 0.01,
         drop_epoch: int = 200,
         leave_one_out: bool = True,
+        floor: float = 0.0,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = None,
         progress: bool = False,
@@ -135,6 +140,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
         self.lr = lr
         self.drop_epoch = drop_epoch
         self.leave_one_out = leave_one_out
+        self.floor = floor
         self.random_state = random_state
         self.device = device
         self.progress = progress
@@ -175,6 +181,8 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             raise ValueError(f"target='normal' divides two classes, the labels have {k} classes")
         if len(self.weights) != 3 or not (min(self.weights) >= 0 and sum(self.weights) > 0):
             raise ValueError(f"weights must be three non-negative numbers, got {self.weights}")
+        if self.floor and not self.leave_one_out:
+            raise ValueError("floor is the weight of what is left out, and leave_one_out is False")
 
     def _train(
         self,
@@ -227,7 +235,7 @@ class DeepKDE(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, TransformerMixin
             bandwidth = scott_bandwidth(len(x), d)
             terms = {}
             if alpha:
-                loss = js_loss(latent, draws, bandwidth, self.leave_one_out, generator)
+                loss = js_loss(latent, draws, bandwidth, self.leave_one_out, generator, self.floor)
                 terms |= {"pdf": loss, "js": js_divergence(loss.detach(), entropy)}
             if beta and self.target == "mixture":
                 terms["cluster"] = centre_loss(latent, labels, target.centres, threshold)

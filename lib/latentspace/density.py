@@ -5,14 +5,11 @@ not hold (the book's errata page, K1 to K15, shows each with numbers).
 """
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier
-from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from latentspace.threads import on_all_cores
 
 __all__ = [
     "TargetMixture", "centre_loss", "hyperplane_loss", "js_divergence", "js_loss", "log_density",
@@ -48,6 +45,7 @@ def log_density(
     observations: torch.Tensor,
     bandwidth: float,
     leave_one_out: bool | torch.Tensor = False,
+    floor: float = 0.0,
 ) -> torch.Tensor:
     """Log of the Gaussian kernel density estimate at each location (DeepKDE eq. 5, corrected: K2).
 
@@ -64,14 +62,17 @@ def log_density(
     leave_one_out : bool or int64 tensor (n,)
         True: location i is observation i and is left out of its own estimate. A tensor names, for
         each location, the observation to leave out, -1 for none.
+    floor : float in [0, 1]
+        The weight that a left-out kernel keeps: 0 drops it, 1 is as if it had not been left out.
+        Any other counts it, and the observation, as that part of one (K15).
 
     Returns
     -------
     tensor (n,), without gradient; see :func:`mean_log_density` for one with.
     """
-    skip = _check(locations, observations, bandwidth, leave_one_out)
+    skip = _check(locations, observations, bandwidth, leave_one_out, floor)
     with torch.no_grad(), _full_precision(locations):
-        value, _, _ = _estimate(locations, observations, bandwidth, skip, False, False)
+        value, _, _ = _estimate(locations, observations, bandwidth, skip, floor, False, False)
     return value
 
 
@@ -80,6 +81,7 @@ def mean_log_density(
     observations: torch.Tensor,
     bandwidth: float,
     leave_one_out: bool | torch.Tensor = False,
+    floor: float = 0.0,
 ) -> torch.Tensor:
     """Mean over the locations of :func:`log_density`, differentiable (once) in both point sets.
 
@@ -88,11 +90,11 @@ def mean_log_density(
 
     Parameters and errors are those of :func:`log_density`. Returns a scalar tensor.
     """
-    skip = _check(locations, observations, bandwidth, leave_one_out)
-    return _MeanLogDensity.apply(locations, observations, bandwidth, skip)
+    skip = _check(locations, observations, bandwidth, leave_one_out, floor)
+    return _MeanLogDensity.apply(locations, observations, bandwidth, skip, floor)
 
 
-def _check(locations, observations, bandwidth, leave_one_out):
+def _check(locations, observations, bandwidth, leave_one_out, floor):
     """Validate the arguments; return the index of the observation each location leaves out."""
     for name, points in (("locations", locations), ("observations", observations)):
         if points.ndim != 2 or 0 in points.shape:
@@ -110,6 +112,8 @@ def _check(locations, observations, bandwidth, leave_one_out):
         )
     if not (bandwidth > 0 and math.isfinite(bandwidth)):
         raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
+    if not 0 <= floor <= 1 or (floor and leave_one_out is False):
+        raise ValueError(f"floor, in [0, 1], is the weight of what is left out, got {floor}")
     if leave_one_out is False:
         return None
     if leave_one_out is True:
@@ -122,7 +126,7 @@ def _check(locations, observations, bandwidth, leave_one_out):
         raise ValueError(f"leave_one_out must be a bool or an int64 tensor of {n} indices")
     if leave_one_out.max() >= n_obs or leave_one_out.min() < -1:
         raise ValueError(f"leave_one_out must hold indices between -1 and {n_obs - 1}")
-    if n_obs < 2:
+    if n_obs < 2 and not floor:
         raise ValueError("nothing is left of one observation when one is left out")
     return leave_one_out
 
@@ -132,7 +136,7 @@ def _full_precision(points: torch.Tensor) -> torch.autocast:
     return torch.autocast(points.device.type, enabled=False)
 
 
-def _estimate(locations, observations, bandwidth, skip, want_locations, want_observations):
+def _estimate(locations, observations, bandwidth, skip, floor, want_locations, want_observations):
     """Log density per location, and the gradients of its *sum* where asked for."""
     n, d = locations.shape
     n_obs = len(observations)
@@ -147,7 +151,7 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
         where = "cpu" if locations.device.type == "mps" else locations.device  # MPS has no doubles
         double = [points.to(where, torch.float64) for points in (locations, observations)]
         skip = None if skip is None else skip.to(where)
-        results = _estimate(*double, bandwidth, skip, want_locations, want_observations)
+        results = _estimate(*double, bandwidth, skip, floor, want_locations, want_observations)
         return [None if result is None else result.to(locations) for result in results]
     if not reach < 1e6**2 / 2:  # where double precision has no digits left
         raise ValueError(f"points lie a million bandwidths of {bandwidth} apart, or more")
@@ -155,6 +159,7 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
     right = torch.cat([y, torch.ones_like(y[:, :1]), -half_norm_y[:, None]], 1).T.contiguous()
     left = torch.cat([x, -half_norm[:, None], torch.ones_like(x[:, :1])], 1)
     augmented = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    log_floor = math.log(floor) if floor else -math.inf
 
     value = x.new_empty(n)
     grad_x = torch.empty_like(x) if want_locations else None
@@ -169,7 +174,7 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
             k = torch.mm(left[block], right, out=kernel[: block.stop - start])
             if skip is not None:
                 row = torch.nonzero(skip[block] >= 0).squeeze(1)
-                k[row, skip[block][row]] = -math.inf
+                k[row, skip[block][row]] += log_floor
             top = k.amax(1, keepdim=True)
             if top.min() < -30:  # far from all observations every term would vanish
                 k.sub_(top)
@@ -186,8 +191,10 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
                 pull.addmm_((augmented[block] / total).T.contiguous(), k)
         return pull
 
-    pull = _on_all_cores(rows, n, serial=x.is_cuda or n * n_obs < 2**22)
-    count = torch.full_like(value, n_obs) if skip is None else n_obs - (skip >= 0).to(value)
+    pull = on_all_cores(rows, n, serial=x.is_cuda or n * n_obs < 2**22)
+    count = torch.full_like(value, n_obs)
+    if skip is not None:
+        count -= (1 - floor) * (skip >= 0).to(value)
     value = value - count.log() - d * (math.log(bandwidth) + LOG_2PI / 2)
     if want_locations:
         grad_x /= bandwidth
@@ -196,42 +203,13 @@ def _estimate(locations, observations, bandwidth, skip, want_locations, want_obs
     return value, grad_x, pull
 
 
-def _on_all_cores(rows: Callable[[int, int], Any], n: int, serial: bool) -> Any:
-    """Sum of ``rows(first, last)`` over a division of 0..n, one part a thread.
-
-    torch would divide each of the many short operations among its threads, and wait for the
-    slowest each time; on a machine that does something else too this takes fifty times longer.
-    """
-    threads = 1 if serial else min(torch.get_num_threads(), n)
-    cuts = [n * i // threads for i in range(threads + 1)]
-    if threads == 1:
-        return rows(0, n)
-    parts = list(_pool(threads).map(rows, cuts, cuts[1:]))
-    return None if parts[0] is None else sum(parts[1:], parts[0])
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    ready = Barrier(threads)
-
-    def start():
-        torch.get_num_threads()  # a thread takes over the default at its first question
-        ready.wait()
-        torch.set_num_threads(1)
-
-    pool = ThreadPoolExecutor(threads, initializer=start)
-    list(pool.map(lambda _: ready.wait(), range(threads)))  # starts all of them now
-    torch.set_num_threads(threads)  # what a worker sets is also the default of later threads
-    return pool
-
-
 class _MeanLogDensity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, locations, observations, bandwidth, skip):
+    def forward(ctx, locations, observations, bandwidth, skip, floor):
         need = ctx.needs_input_grad
         with _full_precision(locations):
             value, *gradients = _estimate(
-                locations, observations, bandwidth, skip, need[0], need[1]
+                locations, observations, bandwidth, skip, floor, need[0], need[1]
             )
         ctx.gradients = [None if g is None else g / len(value) for g in gradients]
         return value.mean()
@@ -240,7 +218,7 @@ class _MeanLogDensity(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         loc, obs = (None if g is None else upstream * g for g in ctx.gradients)
-        return loc, obs, None, None
+        return loc, obs, None, None, None
 
 
 # --- targets --------------------------------------------------------------------------------------
@@ -309,12 +287,14 @@ def js_loss(
     bandwidth: float,
     leave_one_out: bool = True,
     generator: torch.Generator | None = None,
+    floor: float = 0.0,
 ) -> torch.Tensor:
     """``L_pdf = 2 D_JS(q | p) + h(p)`` from two samples (DeepKDE eq. 7; the constant: K1).
 
     Half of the observations of the mixture density are random rows of ``latent``, half of
     ``target``. With ``leave_one_out`` no point contributes to its own estimate (K4), and the
-    estimate has no lower bound (K15); the paper's loss is the one with ``leave_one_out=False``.
+    estimate has no lower bound (K15) unless a ``floor`` > 0 keeps that weight of its own kernel;
+    the paper's loss is the one with ``leave_one_out=False``, or with a floor of 1.
 
     Parameters
     ----------
@@ -324,6 +304,8 @@ def js_loss(
         Kernel width ``h`` > 0.
     generator : torch.Generator, optional
         Chooses the rows.
+    floor : float in [0, 1]
+        As in :func:`log_density`; it moves the minimum to narrower clusters, by a little if small.
 
     Returns
     -------
@@ -345,9 +327,9 @@ def js_loss(
         skip = torch.full((2 * n,), -1, device=device)
         skip[pick_q] = torch.arange(half, device=device)
         skip[n + pick_p] = torch.arange(half, 2 * half, device=device)
-    log_q = mean_log_density(latent, latent, bandwidth, leave_one_out)
+    log_q = mean_log_density(latent, latent, bandwidth, leave_one_out, floor)
     # One call for the mean over both samples: half of the sum that eq. (7) wants.
-    log_m = mean_log_density(torch.cat([latent, target]), observations, bandwidth, skip)
+    log_m = mean_log_density(torch.cat([latent, target]), observations, bandwidth, skip, floor)
     return log_q - 2 * log_m
 
 

@@ -5,19 +5,16 @@ How they are improved, and who assigns the points, is left to hooks. `split_merg
 hard EM, `deepdpm` with networks.
 """
 
-import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
@@ -34,12 +31,10 @@ from latentspace.dirichlet import (
     posterior,
     temper,
 )
+from latentspace.estimators import POSITIVE, at_least, draw_seed, fitting
 from latentspace.moves import Moves, merge, split
 
 __all__ = ["DirichletMixture", "Fit", "Snapshot"]
-
-POSITIVE = Interval(Real, 0, None, closed="neither")
-COUNT = Interval(Integral, 1, None, closed="left")
 
 
 class Snapshot(NamedTuple):
@@ -72,17 +67,20 @@ class Fit:
         return len(self.mixture[0])
 
 
-class DirichletMixture(ClusterMixin, BaseEstimator):
+Course = TypeVar("Course", bound=Fit)  # what a subclass carries through its fit
+
+
+class DirichletMixture(ClusterMixin, BaseEstimator, Generic[Course]):
     """Base of the mixtures that find K by splits and merges. See `DPMixture` and `DeepDPM`."""
 
     _parameter_constraints: dict[str, list[Any]] = {
-        "initial_clusters": [COUNT],
+        "initial_clusters": [at_least(1)],
         "alpha": [POSITIVE],
         "kappa": [POSITIVE],
         "nu": [POSITIVE, None],
         "psi_scale": [StrOptions({"learned"}), POSITIVE],
         "coarsening": [POSITIVE, None],
-        "neighbours": [COUNT],
+        "neighbours": [at_least(1)],
         "random_state": ["random_state"],
     }
 
@@ -97,8 +95,7 @@ class DirichletMixture(ClusterMixin, BaseEstimator):
         or parameters out of range. If it does not come to its end, for whatever reason, the
         estimator is what it was before.
         """
-        with unchanged_unless_done(self):
-            self._validate_params()
+        with fitting(self):
             fit = self._begin(X)
             history, events, last_move = [], [], 0
             for epoch in range(1, self._rounds() + 1):
@@ -117,7 +114,7 @@ class DirichletMixture(ClusterMixin, BaseEstimator):
             self._publish(fit, history, events)
         return self
 
-    def _begin(self, X: Any) -> Fit:
+    def _begin(self, X: Any) -> Course:
         """Check the data, and start from the initial clusters."""
         X = validate_data(self, X, dtype=np.float64)
         if self.initial_clusters > len(X):
@@ -131,7 +128,7 @@ class DirichletMixture(ClusterMixin, BaseEstimator):
         )
         a = self.coarsening
         power = 1.0 if a is None else a / (a + len(x))
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = draw_seed(self.random_state)
         labels = self._initial_labels(X, x, seed)
         none = x.new_zeros(0)
         fit = Fit(
@@ -160,7 +157,7 @@ class DirichletMixture(ClusterMixin, BaseEstimator):
         fit.mixture = (map_weights(stats.count, self.alpha), *map_estimate(fit.prior, stats))
         fit.after = posterior(fit.prior, stats)
 
-    def _move(self, fit: Fit, kind: str | None) -> Moves:
+    def _move(self, fit: Course, kind: str | None) -> Moves:
         """A round of splits, of merges or of nothing; labels and mixture follow."""
         k = fit.k
         if kind is None:
@@ -194,26 +191,26 @@ class DirichletMixture(ClusterMixin, BaseEstimator):
     def _kind(self, epoch: int) -> str | None:
         """Which moves end this round: "split", "merge" or None."""
 
-    def _prepared(self, fit: Fit) -> Fit:
+    @abstractmethod
+    def _prepared(self, fit: Fit) -> Course:
         """The fit with what a subclass adds to it."""
-        return fit
 
     @abstractmethod
-    def _improve(self, fit: Fit) -> None:
+    def _improve(self, fit: Course) -> None:
         """A round without moves: new labels and mixture; sets ``log_density`` and ``emptied``."""
 
     @abstractmethod
-    def _halves(self, fit: Fit, stats: Statistics) -> Tensor:
+    def _halves(self, fit: Course, stats: Statistics) -> Tensor:
         """Where each cluster might be cut: 0 or 1 (N,)."""
 
-    def _follow(self, fit: Fit, stats: Statistics, moves: Moves) -> None:
+    def _follow(self, fit: Course, stats: Statistics, moves: Moves) -> None:
         """After accepted moves: the rest of the fit follows the new clusters."""
 
     @abstractmethod
-    def _end(self, fit: Fit) -> None:
+    def _end(self, fit: Course) -> None:
         """The last labels and mixture, and attributes of the subclass."""
 
-    def _history_row(self, epoch: int, fit: Fit, moves: Moves) -> dict[str, float]:
+    def _history_row(self, epoch: int, fit: Course, moves: Moves) -> dict[str, float]:
         return {
             "epoch": epoch,
             "n_clusters": fit.k,
@@ -222,24 +219,24 @@ class DirichletMixture(ClusterMixin, BaseEstimator):
             "merges": len(moves.log_ratios) * (moves.kind == "merge"),
         }
 
-    def _sub_means(self, fit: Fit) -> Tensor | None:
+    def _sub_means(self, fit: Course) -> Tensor | None:
         """Centres of the halves (K, 2, r), where there are any."""
         return None
 
     # --- results ---
 
-    def _in_units(self, fit: Fit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _in_units(self, fit: Course) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         weights, means, covariances = (part.numpy() for part in fit.mixture)
         back = self._coordinates
         return weights.copy(), back.back(means), back.back_covariance(covariances)
 
-    def _snapshot(self, fit: Fit) -> Snapshot:
+    def _snapshot(self, fit: Course) -> Snapshot:
         sub_means = self._sub_means(fit)
         if sub_means is not None:
             sub_means = self._coordinates.back(sub_means.double().numpy())
         return Snapshot(fit.labels.numpy().copy(), *self._in_units(fit), sub_means)
 
-    def _publish(self, fit: Fit, history: list[dict], events: list[dict]) -> None:
+    def _publish(self, fit: Course, history: list[dict], events: list[dict]) -> None:
         import pandas as pd
 
         self.labels_ = fit.labels.numpy()
@@ -288,15 +285,3 @@ def event_rows(epoch: int, k: int, emptied: int, moves: Moves) -> list[dict]:
         rows.append(row)
         k += change
     return rows
-
-
-@contextlib.contextmanager
-def unchanged_unless_done(estimator: BaseEstimator) -> Iterator[None]:
-    """All attributes of the estimator are put back if the block raises anything."""
-    before = vars(estimator).copy()
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise

@@ -213,21 +213,21 @@ def silhouette(
     """
     from sklearn.metrics import silhouette_score
 
-    x, labels = np.asarray(x), _as_labels(labels, "labels")
-    if len(x) != len(labels):
-        raise ValueError(f"x and labels must be equally long, got {len(x)} and {len(labels)}")
-    x = _finite(x.reshape(len(x), -1), "x")
-    labels, kept = _resolve_noise(labels, noise)
-    x, labels = x[kept], labels[kept]
-    if sample_size is not None and sample_size < len(x):
-        chosen = np.random.default_rng(seed).choice(len(x), sample_size, replace=False)
-        x, labels = x[chosen], labels[chosen]
-    groups = len(np.unique(labels))
-    if not 2 <= groups < len(labels):
+    points, group = np.asarray(x), _as_labels(labels, "labels")
+    if len(points) != len(group):
+        raise ValueError(f"x and labels must be equally long, got {len(points)} and {len(group)}")
+    points = _finite(points.reshape(len(points), -1), "x")
+    group, kept = _resolve_noise(group, noise)
+    points, group = points[kept], group[kept]
+    if sample_size is not None and sample_size < len(points):
+        chosen = np.random.default_rng(seed).choice(len(points), sample_size, replace=False)
+        points, group = points[chosen], group[chosen]
+    groups = len(np.unique(group))
+    if not 2 <= groups < len(group):
         raise ValueError(
-            f"the silhouette needs 2 to n - 1 groups, got {groups} among {len(labels)} points"
+            f"the silhouette needs 2 to n - 1 groups, got {groups} among {len(group)} points"
         )
-    return float(silhouette_score(x, labels, metric=metric))
+    return float(silhouette_score(points, group, metric=metric))
 
 
 def _finite(x: ArrayLike, name: str) -> np.ndarray:

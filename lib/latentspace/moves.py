@@ -179,7 +179,7 @@ def accept_merges(
     first, second = select(stats, pairs[:, 0]), select(stats, pairs[:, 1])
     log_ratio = log_hastings_merge(first, second, prior, alpha)
     uniform = torch.rand(len(pairs), generator=generator, dtype=log_ratio.dtype)
-    accepted, taken = [], set()
+    accepted, taken = [], set[int]()
     for p in log_ratio.argsort(descending=True).tolist():
         i, j = pairs[p].tolist()
         if uniform[p].log() < log_ratio[p] and not {i, j} & taken:

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from latentspace.dirichlet import Statistics, e_step, label_statistics
-from latentspace.dirichlet_mixture import COUNT, DirichletMixture, Fit
+from latentspace.dirichlet_mixture import DirichletMixture, Fit
+from latentspace.estimators import at_least
 from latentspace.moves import best_halves
 
 __all__ = ["DPMixture"]
@@ -20,7 +21,7 @@ __all__ = ["DPMixture"]
 SWEEPS = 3  # of EM a round
 
 
-class DPMixture(DirichletMixture):
+class DPMixture(DirichletMixture[Fit]):
     """Dirichlet-process mixture of Gaussians by hard EM with splits and merges.
 
     Any invertible linear map of the features, and copies or sums of features among them, change
@@ -69,7 +70,7 @@ class DPMixture(DirichletMixture):
 
     _parameter_constraints: dict[str, list[Any]] = {
         **DirichletMixture._parameter_constraints,
-        "max_iter": [COUNT],
+        "max_iter": [at_least(1)],
     }
     _patience = 4
 
@@ -84,7 +85,7 @@ class DPMixture(DirichletMixture):
         neighbours: int = 3,
         max_iter: int = 50,
         random_state: int | np.random.RandomState | None = None,
-    ):
+    ) -> None:
         self.initial_clusters = initial_clusters
         self.alpha = alpha
         self.kappa = kappa
@@ -100,6 +101,9 @@ class DPMixture(DirichletMixture):
 
     def _kind(self, epoch: int) -> str:
         return "split" if epoch % 2 else "merge"
+
+    def _prepared(self, fit: Fit) -> Fit:
+        return fit
 
     def _improve(self, fit: Fit) -> None:
         """Three sweeps of hard EM; clusters without a point vanish."""

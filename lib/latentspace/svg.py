@@ -87,11 +87,11 @@ class _rasterised:
 def _is_large(artist: mpl.artist.Artist) -> bool:
     if isinstance(artist, Line2D):
         marked = artist.get_marker() not in ("", " ", "None", None)
-        return len(artist.get_xdata()) > (_MAX_VECTOR_POINTS if marked else 20_000)
+        return np.size(artist.get_xdata()) > (_MAX_VECTOR_POINTS if marked else 20_000)
     if not isinstance(artist, Collection):
         return False
-    vertices = sum(len(path.vertices) for path in artist.get_paths())
-    return len(artist.get_offsets()) > _MAX_VECTOR_POINTS or vertices > 20_000
+    vertices = sum(np.shape(path.vertices)[0] for path in artist.get_paths())
+    return np.shape(artist.get_offsets())[0] > _MAX_VECTOR_POINTS or vertices > 20_000
 
 
 def _shorten(element: ET.Element, ink: str) -> None:
@@ -130,7 +130,7 @@ def _has_soft_edges(image: Image.Image) -> bool:
     if image.mode != "RGBA":
         return False
     alpha = np.asarray(image)[..., 3]
-    return np.mean((alpha > 0) & (alpha < 255)) > 0.01
+    return bool(np.mean((alpha > 0) & (alpha < 255)) > 0.01)
 
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
