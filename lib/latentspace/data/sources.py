@@ -175,8 +175,13 @@ def _imagenet_sample(folder, split):
     files = _imagenet_sha256()
     fetcher = _fetcher(folder, IMAGENET_SAMPLE, files)
     get = partial(fetcher.fetch, downloader=partial(_download, progressbar=False))
-    with ThreadPool(8) as pool:  # whose threads nobody waits for after an error or an interrupt
-        paths = list(tqdm(pool.imap(get, files), total=len(files), desc="imagenet-sample"))
+    with ThreadPool(8) as pool:  # whose threads nobody waits for after an interrupt
+        try:
+            paths = list(tqdm(pool.imap(get, files), total=len(files), desc="imagenet-sample"))
+        except Exception:
+            pool.terminate()
+            pool.join()  # what is being written now would outlive the folder's removal
+            raise
     x = np.empty((len(paths), 224, 224, 3), np.uint8)
     for row, path in zip(x, paths, strict=True):
         with Image.open(path) as image:
