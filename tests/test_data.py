@@ -374,7 +374,13 @@ def aligned_zip(entries):
 RNG = np.random.default_rng(5)
 EMBEDDING = RNG.normal(size=(23, 10)).astype(np.float32)
 LABELS = RNG.integers(0, 10, 23)
-STEMS = {"mnist-umap": "MNIST", "usps-umap": "USPS", "fashion-umap": "FASHION"}
+STEMS = {
+    "mnist-umap": "MNIST",
+    "usps-umap": "USPS",
+    "fashion-umap": "FASHION",
+    "mnist-imbalanced-umap": "MNIST_IMBALANCED",
+    "fashion-imbalanced-umap": "FASHION_IMBALANCED",
+}
 
 
 @pytest.fixture
@@ -391,7 +397,7 @@ def deepdpm(server, monkeypatch):
 
 
 def serve_umap(deepdpm, name="usps-umap", labels=LABELS, data=None, **options):
-    data = pt(EMBEDDING, as_numpy=name == "fashion-umap") if data is None else data
+    data = pt(EMBEDDING, as_numpy=name.startswith("fashion")) if data is None else data
     deepdpm(f"umap_embedded_datasets/{STEMS[name]}/train_data.pt", data, **options)
     deepdpm(f"umap_embedded_datasets/{STEMS[name]}/train_labels.pt", pt(labels))
 
@@ -404,7 +410,7 @@ def test_umap_embeddings(deepdpm, home, name, label_type):
     np.testing.assert_array_equal(x, EMBEDDING)
     np.testing.assert_array_equal(y, LABELS)
     assert x.dtype == np.float32 and y.dtype == np.int64
-    assert names[9] == ("ankle boot" if name == "fashion-umap" else "9")
+    assert names[9] == ("ankle boot" if name.startswith("fashion") else "9")
     assert left_behind(home) == ["all.npz"]
     with zipfile.ZipFile(home / name / "all.npz") as stored:
         assert sorted(stored.namelist()) == ["x.npy", "y.npy"]
@@ -415,6 +421,11 @@ def test_a_second_load_downloads_nothing(deepdpm, server):
     data.load("usps-umap", "all")
     data.load("usps-umap", "all")
     assert len(server.requests) == 2
+
+
+def test_an_imbalanced_fashion_embedding_may_hold_a_tensor(deepdpm):
+    serve_umap(deepdpm, "fashion-imbalanced-umap", data=pt(EMBEDDING))
+    np.testing.assert_array_equal(data.load("fashion-imbalanced-umap", "all").x, EMBEDDING)
 
 
 @pytest.mark.parametrize("name", ["usps-umap", "fashion-umap"])
@@ -468,6 +479,18 @@ def test_moco_features(deepdpm, home):
         np.testing.assert_array_equal(y, labels[split])
         assert len(names) == 50
     assert left_behind(home) == ["test.npz", "train.npz"]
+
+
+def test_imbalanced_moco_features(deepdpm, home):
+    x, y = unit_rows(4), np.array([3, 49, 3, 0.0])
+    deepdpm("MOCO/IMAGENET_50_IMB/test_data.pt", pt(x))
+    deepdpm("MOCO/IMAGENET_50_IMB/test_labels.pt", pt(y))
+    loaded = data.load("imagenet50-imbalanced-moco", "test")
+    np.testing.assert_array_equal(loaded.x, x)
+    np.testing.assert_array_equal(loaded.y, y)
+    assert len(loaded.names) == 50 and left_behind(home) == ["test.npz"]
+    with pytest.raises(ValueError, match="train"):
+        data.load("imagenet50-imbalanced-moco", "train")
 
 
 @pytest.mark.parametrize(
@@ -778,6 +801,35 @@ def test_imagenet_sample(server, monkeypatch, home):
     np.testing.assert_array_equal(x[1], swan[16:240, 38:262])
     assert y.tolist() == [0, 1] and names == ("jack-o'-lantern", "black swan")
     assert left_behind(home) == ["all.npz"]
+
+
+def serve_coil20(server, monkeypatch, x, y):
+    from scipy.io import savemat
+
+    body = io.BytesIO()
+    savemat(body, {"X": x.transpose(0, 2, 1).reshape(len(x), -1), "Y": y[:, None]})
+    server.files["data/COIL20.mat"] = body.getvalue()
+    monkeypatch.setattr(sources, "COIL20", server.url)
+    monkeypatch.setitem(sources.COIL20_SHA256, "data/COIL20.mat", sha256(body.getvalue()))
+
+
+@pytest.mark.parametrize("grey", [np.uint8, lambda x: x / 255])
+def test_coil20(server, monkeypatch, home, grey):
+    x = RNG.integers(0, 256, (5, 32, 32)).astype(np.uint8)
+    y = np.array([1, 20, 7, 7, 2], np.uint8)
+    serve_coil20(server, monkeypatch, grey(x), y)
+    loaded = data.load("coil20", "all")
+    np.testing.assert_array_equal(loaded.x, x)
+    assert loaded.y.tolist() == [0, 19, 6, 6, 1] and len(loaded.names) == 20
+    assert left_behind(home) == ["all.npz"]
+
+
+def test_coil20_in_other_units_is_refused(server, monkeypatch, home):
+    x = RNG.normal(size=(3, 32, 32))
+    serve_coil20(server, monkeypatch, x, np.array([1, 2, 3]))
+    with pytest.raises(FileNotFoundError, match="0 to 255"):
+        data.load("coil20", "all")
+    assert left_behind(home) == []
 
 
 def test_imagenet_sample_gives_up_after_the_first_failure(server, monkeypatch, home, no_wait):
@@ -1125,7 +1177,7 @@ def test_the_table_lists_every_set(home, capsys):
     out = capsys.readouterr().out
     assert str(home) in out
     rows = {line.split()[0]: line for line in out.splitlines()[3:]}
-    assert list(rows) == data.names() and len(rows) == 16
+    assert list(rows) == data.names() and len(rows) == 20
     for name, words in {
         "usps": ["train, test ", " 2.5 ", " train ", "csie.ntu.edu.tw"],
         "usps-umap": [" yes ", "MIT"],
@@ -1210,9 +1262,12 @@ REAL = {
     ("stl10", "train"): ((5000, 96, 96, 3), np.uint8),
     ("stl10", "test"): ((8000, 96, 96, 3), np.uint8),
     ("imagenet-sample", "all"): ((1000, 224, 224, 3), np.uint8),
+    ("coil20", "all"): ((1440, 32, 32), np.uint8),
     ("mnist-umap", "all"): ((70000, 10), np.float32),
     ("usps-umap", "all"): ((9298, 10), np.float32),
     ("fashion-umap", "all"): ((70000, 10), np.float32),
+    ("mnist-imbalanced-umap", "all"): ((47298, 10), np.float32),
+    ("fashion-imbalanced-umap", "all"): ((46971, 10), np.float32),
     ("imagenet50-moco", "train"): ((64274, 128), np.float32),
     ("imagenet50-moco", "test"): ((2500, 128), np.float32),
 }
@@ -1233,6 +1288,24 @@ def test_real_files(name, split, monkeypatch):
     assert (x.shape, x.dtype) == REAL[name, split]
     assert y.shape == x.shape[:1] and y.dtype == np.int64
     assert set(np.unique(y)) == set(range(len(names)))  # every class occurs
+
+
+def test_L14_imbalanced_moco_features_repeat_the_balanced_ones(monkeypatch):
+    x, y, names = real("imagenet50-imbalanced-moco", "test", monkeypatch)
+    whole = real("imagenet50-moco", "test", monkeypatch)
+    classes = {row.tobytes(): label for row, label in zip(whole.x, whole.y, strict=True)}
+    assert [classes[row.tobytes()] for row in x] == y.tolist()
+    assert (len(x), len(np.unique(y)), len(names)) == (2501, 48, 50)
+    times = np.unique(x, axis=0, return_counts=True)[1]
+    assert (len(times), times.max()) == (1507, 9)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_L14_imbalanced_embeddings_are_cut_from_the_balanced_ones(name, monkeypatch):
+    x, y, _ = real(f"{name}-imbalanced-umap", "all", monkeypatch)
+    whole = real(f"{name}-umap", "all", monkeypatch)
+    classes = {row.tobytes(): label for row, label in zip(whole.x, whole.y, strict=True)}
+    assert [classes[row.tobytes()] for row in x] == y.tolist()
 
 
 def test_real_imagenet_names_are_those_of_the_list(monkeypatch):
@@ -1262,7 +1335,7 @@ def test_real_embeddings_are_the_published_ones(name, server, home, monkeypatch)
     umap = real(name, "all", monkeypatch)
     labels = umap.y.astype(np.float64 if name == "usps-umap" else np.uint8)
     folder = f"umap_embedded_datasets/{STEMS[name]}"
-    server.files[f"{folder}/train_data.pt"] = pt(umap.x, as_numpy=name == "fashion-umap")
+    server.files[f"{folder}/train_data.pt"] = pt(umap.x, as_numpy=name.startswith("fashion"))
     server.files[f"{folder}/train_labels.pt"] = pt(labels)
     monkeypatch.setattr(sources, "DEEPDPM", server.url)
     monkeypatch.setenv("LATENTSPACE_DATA", str(home))

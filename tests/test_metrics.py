@@ -422,3 +422,25 @@ class TestErrata:
         conditional = -sum(p[i, j] * math.log(p[i, j] / columns[j]) for i, j in np.argwhere(p))
         assert h_y - conditional == pytest.approx(defined)
         assert h_y + conditional > h_y > defined
+
+
+scores = st.floats(0, 1, allow_nan=False, width=32)
+
+
+def most(mean, n, least=0.0):
+    """The largest deviation (n - 1) of n scores in [least, 1] with that mean."""
+    return math.sqrt((1 - mean) * (mean - least) * n / (n - 1))
+
+
+@given(st.lists(scores, min_size=2, max_size=12))
+def test_L10_how_far_scores_can_deviate(values):
+    mean, least = float(np.mean(values)), min(values)
+    assert np.std(values, ddof=1) <= most(mean, len(values), least) + 1e-6
+
+
+def test_L10_the_printed_deviations():
+    """1.02 of five scores is out of reach; .2 of ten needs one below .57, and .15 one below .71."""
+    assert np.std([1, 1, 1, 0, 0], ddof=1) == pytest.approx(most(0.6, 5))  # the bound is attained
+    assert most(0.5, 5) < 1.02 and most(0.86, 5) == pytest.approx(0.388, abs=1e-3)
+    assert most(0.895, 10, least=0.57) < 0.195 < most(0.895, 10, least=0.56)
+    assert most(0.895, 10, least=0.71) < 0.15 < most(0.895, 10, least=0.70)

@@ -69,7 +69,8 @@ class Scoreboard(SphinxDirective):
     def _link(self, chapter: str) -> nodes.Node:
         """The chapter's title, linked, or its bare name if the book does not hold it."""
         page = f"notebooks/{chapter}"
-        text = nodes.inline(text=f"Chapter {chapter.replace('_', ' ')}")
+        name = chapter.replace("_", " ")
+        text = nodes.inline(text=f"Chapter {name}" if name[0].isdigit() else name.capitalize())
         if page not in self.env.found_docs:
             return text
         return pending_xref(

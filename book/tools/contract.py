@@ -18,12 +18,12 @@ import chapters
 # they are written anew as lesson and evidence. This list ends empty.
 UNREVISED = [
     "01_measuring_clusters",
-    "02_deepkde",
     "05_neural_mixtures",
     "06_clustering_images",
     "11_swapped_predictions",
-    "12_unknown_k",
 ]
+# Lessons by the new rules whose evidence is not there yet. This list ends empty too.
+AWAITED = ["02_deepkde", "12_unknown_k"]
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell", "parameters", "solution"}
 UNSEEN = {"hide-output", "hide-cell", "remove-output", "remove-cell", "solution"}
 BOXES = ("algorithm", "settings", "verdict")

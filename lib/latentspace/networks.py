@@ -8,7 +8,7 @@ from torch import nn
 
 from latentspace.images import sobel
 
-__all__ = ["NAMES", "Autoencoder", "Classifier", "classifier", "convnet", "mlp"]
+__all__ = ["NAMES", "Autoencoder", "Classifier", "Residual", "classifier", "convnet", "mlp"]
 
 NAMES = ("cnn", "resnet8", "resnet8s", "resnet18", "vit_b_16")
 
@@ -191,12 +191,17 @@ def _cnn(channels: int) -> nn.Sequential:
 def _resnet8(channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         *_convolution(channels, 16, stride), nn.ReLU(),
-        _Residual(16, 16, 1), _Residual(16, 32, 2), _Residual(32, 64, 2),
+        Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 64, 2),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """The block of the CIFAR ResNets: two 3 x 3 convolutions beside a shortcut without parameters.
+
+    ``inputs`` <= ``outputs`` channels, the first convolution with ``stride``.
+    """
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(

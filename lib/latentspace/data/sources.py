@@ -77,6 +77,18 @@ DEEPDPM_SHA256 = {
         "4798f359a701e4a5e031ebd7a54de838c2b376a316392fc2ab3e6abbfa1f9a49",
     "MOCO/IMAGENET_50/train_labels.pt":
         "dc11d230f6500603d7836ecaf024dee3f536299537051f92e555d553ae445600",
+    "umap_embedded_datasets/MNIST_IMBALANCED/train_data.pt":
+        "d19324ea311d55289bd7ce43fa944234e9e17b6d5ceac6b912d15e05f35e8f9c",
+    "umap_embedded_datasets/MNIST_IMBALANCED/train_labels.pt":
+        "77d2ef49fc311ef96c4d41c05b21a8f8f5aea55c4732cd88adf66ca1fdb25dee",
+    "umap_embedded_datasets/FASHION_IMBALANCED/train_data.pt":
+        "cddf9634734f539ad810f6ddd2672418e3b6d381618abc0a119cf37023c1b4ef",
+    "umap_embedded_datasets/FASHION_IMBALANCED/train_labels.pt":
+        "033bcc74894f7910b0faba9ae0ba3a1a72d798700fcd6fcf95ec4d8556345929",
+    "MOCO/IMAGENET_50_IMB/test_data.pt":
+        "fa68463155ba140aa148ff9511a4d022a35c884db5909d2f86c6a66dd8ff5834",
+    "MOCO/IMAGENET_50_IMB/test_labels.pt":
+        "eff1758568ca872a13c02acefabc722aa85d6cc9ade17b14a604e21f2e2351c7",
     # Its hash is not published: see `_imagenet50_moco` for what is checked instead.
     "MOCO/IMAGENET_50/train_data.pt": None,
 }  # fmt: skip
@@ -113,12 +125,13 @@ def _read_labels(path):
 
 def _umap(stem, folder, split):
     get = partial(_fetcher(folder, DEEPDPM, DEEPDPM_SHA256).fetch, downloader=_download)
-    x = read_pt(get(f"umap_embedded_datasets/{stem}/train_data.pt"), numpy_array=stem == "FASHION")
+    path = get(f"umap_embedded_datasets/{stem}/train_data.pt")
+    x = read_pt(path, numpy_array=stem.startswith("FASHION"))  # the others hold a tensor
     y = _read_labels(get(f"umap_embedded_datasets/{stem}/train_labels.pt"))
     yield "all", {"x": x.astype(np.float32), "y": y}
 
 
-def _imagenet50_moco(folder, split):
+def _imagenet50_moco(stem, folder, split):
     """The DeepDPM authors' MoCo features (N, 128), of unit length.
 
     No hash of the training features is known. Like the others they come by https from a fixed
@@ -127,8 +140,8 @@ def _imagenet50_moco(folder, split):
     """
     get = _fetcher(folder, DEEPDPM, DEEPDPM_SHA256).fetch
     download = partial(_download, check=_check_crc)
-    x = read_pt(get(f"MOCO/IMAGENET_50/{split}_data.pt", downloader=download)).astype(np.float32)
-    y = _read_labels(get(f"MOCO/IMAGENET_50/{split}_labels.pt", downloader=_download))
+    x = read_pt(get(f"MOCO/{stem}/{split}_data.pt", downloader=download)).astype(np.float32)
+    y = _read_labels(get(f"MOCO/{stem}/{split}_labels.pt", downloader=_download))
     if x.shape != (len(y), 128) or not np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-3):
         raise ValueError(f"{split}_data.pt is not {len(y)} unit vectors of width 128: {x.shape}")
     yield split, {"x": x, "y": y}
@@ -162,14 +175,42 @@ def _imagenet_sample(folder, split):
     files = _imagenet_sha256()
     fetcher = _fetcher(folder, IMAGENET_SAMPLE, files)
     get = partial(fetcher.fetch, downloader=partial(_download, progressbar=False))
-    with ThreadPool(8) as pool:  # whose threads nobody waits for after an error or an interrupt
-        paths = list(tqdm(pool.imap(get, files), total=len(files), desc="imagenet-sample"))
+    with ThreadPool(8) as pool:  # whose threads nobody waits for after an interrupt
+        try:
+            paths = list(tqdm(pool.imap(get, files), total=len(files), desc="imagenet-sample"))
+        except Exception:
+            pool.terminate()
+            pool.join()  # what is being written now would outlive the folder's removal
+            raise
     x = np.empty((len(paths), 224, 224, 3), np.uint8)
     for row, path in zip(x, paths, strict=True):
         with Image.open(path) as image:
             row[:] = centre_crop(image)
     names = [name.split("_", 1)[1].removesuffix(".JPEG").replace("_", " ") for name in files]
     yield "all", {"x": x, "y": np.arange(len(x)), "names": np.array(names)}
+
+
+COIL20 = (
+    "https://raw.githubusercontent.com/hyzhang98/AdaGAE/"
+    "6d04946060bacd41ee31eba5c124887bca44f369/"
+)
+COIL20_SHA256 = {
+    "data/COIL20.mat": "b22b9beb0668f707990eda2b5f922384fd3e6d63d6df7ede3a3b5e2319c4e397",
+}
+
+
+def _coil20(folder, split):
+    """COIL-20 at 32 pixels: MATLAB's `X` has an image's columns one after the other in each row."""
+    from scipy.io import loadmat
+
+    get = partial(_fetcher(folder, COIL20, COIL20_SHA256).fetch, downloader=_download)
+    stored = loadmat(get("data/COIL20.mat"), variable_names=["X", "Y"])
+    grey = stored["X"] * (1 if stored["X"].max() > 1 else 255)
+    x = grey.round().astype(np.uint8)
+    if np.abs(x - grey).max() > 1e-6:
+        raise ValueError(f"COIL20.mat holds greys that are not 0 to 255: up to {grey.max()}")
+    x = np.ascontiguousarray(x.reshape(-1, 32, 32).transpose(0, 2, 1))
+    yield "all", {"x": x, "y": stored["Y"].reshape(-1).astype(np.int64) - 1}
 
 
 # --- The registry --------------------------------------------------------------------------------
@@ -281,6 +322,15 @@ SETS = {
         cite="coates2011",
         fetch=vision.stl10,
     ),
+    "coil20": Source(
+        splits=("all",),
+        classes=20,
+        megabytes=1.5,
+        licence="non-commercial research",
+        home="https://www.cs.columbia.edu/CAVE/software/softlib/coil-20.php",
+        cite="nene1996",
+        fetch=_coil20,
+    ),
     "imagenet-sample": Source(
         splits=("all",),
         classes=1000,
@@ -304,15 +354,23 @@ SETS = {
             ("mnist-umap", "MNIST", DIGITS, 3.4),
             ("usps-umap", "USPS", DIGITS, 0.5),
             ("fashion-umap", "FASHION", CLOTHES, 3.4),
+            ("mnist-imbalanced-umap", "MNIST_IMBALANCED", DIGITS, 2.3),
+            ("fashion-imbalanced-umap", "FASHION_IMBALANCED", CLOTHES, 2.3),
         )
     },
-    "imagenet50-moco": Source(
-        splits=("train", "test"),
-        classes=50,
-        megabytes=35,
-        licence="MIT",
-        home="https://github.com/BGU-CS-VIL/DeepDPM",
-        cite="ronen2022",
-        fetch=_imagenet50_moco,
-    ),
+    **{
+        name: Source(
+            splits=splits,
+            classes=50,
+            megabytes=megabytes,
+            licence="MIT",
+            home="https://github.com/BGU-CS-VIL/DeepDPM",
+            cite="ronen2022",
+            fetch=partial(_imagenet50_moco, stem),
+        )
+        for name, stem, splits, megabytes in (
+            ("imagenet50-moco", "IMAGENET_50", ("train", "test"), 35),
+            ("imagenet50-imbalanced-moco", "IMAGENET_50_IMB", ("test",), 1.3),
+        )
+    },
 }
