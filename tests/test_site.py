@@ -148,8 +148,10 @@ def revised(page):
     return page.name.removeprefix("notebooks/") not in contract.UNREVISED
 
 
-# Elements that hide a part of themselves, other than what is meant for screen readers alone.
+# Elements that hide a part of themselves, other than what is meant for screen readers alone: such a
+# copy stands in each formula, and makes it wider than it looks.
 CLIPPED = """() => [...document.querySelectorAll("article *")].filter(e => {
+    if (e.closest(".math, mjx-container")) return false;
     const hides = ["hidden", "clip"].includes(getComputedStyle(e).overflowX);
     return hides && e.clientWidth > 10 && e.scrollWidth > e.clientWidth + 2
 }).map(e => e.outerHTML.slice(0, 300))"""
