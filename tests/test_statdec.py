@@ -12,6 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from latentspace.autoencoders import PlainAutoencoder, pretrain
 from latentspace.dec import soft_assignment
 from latentspace.statdec import DEC, IDEC, StatDEC
+from latentspace.training import predict
 
 SMALL = {"n_clusters": 3, "latent_dim": 2, "hidden": (16, 8), "pretrain_epochs": 30, "epochs": 8,
          "batch_size": 32, "n_init": 3, "random_state": 0, "device": "cpu"}  # fmt: skip
@@ -48,11 +49,14 @@ def test_predictions_agree_with_the_fit(method):
 
 def test_losses_of_the_siblings():
     """On history's rows, which log both parts: each weighs them as its paper does."""
-    weighed = {DEC: (1, 0), IDEC: (0.1, 1), StatDEC: (0.1, 0.9)}
+    weighed = {IDEC: (0.1, 1), StatDEC: (0.1, 0.9)}
     for method, (clustering, reconstruction) in weighed.items():
         h = method(**SMALL).fit(X).history_
         expected = clustering * h["clustering"] + reconstruction * h["reconstruction"]
         np.testing.assert_allclose(h["loss"], expected, rtol=1e-4)
+    h = DEC(**SMALL).fit(X).history_  # which has no reconstruction
+    np.testing.assert_array_equal(h["loss"], h["clustering"])
+    assert "reconstruction" not in h
 
 
 def test_the_same_autoencoder_makes_a_paired_start(shared):
@@ -66,13 +70,17 @@ def test_the_same_autoencoder_makes_a_paired_start(shared):
 
 def test_idec_keeps_a_decoder_that_works_and_dec_does_not(shared):
     long = SMALL | {"epochs": 40, "tol": 0.0, "autoencoder": shared}
-    errors = {m: m(**long).fit(X).history_["reconstruction"].iloc[-1] for m in (DEC, IDEC)}
+    errors = {}
+    for method in (DEC, IDEC):
+        model = method(**long).fit(X)
+        x = model._tensor(X)
+        errors[method] = float((predict(model.network_, x) - x).square().mean())
     assert errors[IDEC] < 0.5 * errors[DEC]
 
 
 def test_pooling_starts_silent(shared):
     """Before training, the decoder with statistics is the decoder without them."""
-    pooled = StatDEC(**SMALL)._pooled(shared.decoder).eval()
+    pooled = StatDEC(**SMALL)._pooled(shared).eval()
     z = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
     for label in range(3):
         labels = torch.full((7,), label)
@@ -80,7 +88,7 @@ def test_pooling_starts_silent(shared):
 
 
 def test_pooling_needs_two_hidden_layers():
-    with pytest.raises(ValueError, match="two hidden layers"):
+    with pytest.raises(ValueError, match="2 hidden layers"):
         StatDEC(**SMALL | {"hidden": (8,)}).fit(X)
     StatDEC(pooling=False, **SMALL | {"hidden": (8,)}).fit(X)
 
@@ -115,6 +123,41 @@ def test_own_refusals():
             StatDEC(**SMALL, **changed).fit(X)
     with pytest.raises(ValueError, match="NaN"):
         DEC(**SMALL).fit(np.where(X[3, 1] == X, np.nan, X))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "degenerate",
+    [np.full((40, 5), 3.0), np.zeros((40, 5)), np.repeat(X[:2], 20, 0)],
+    ids=["identical", "zeros", "two distinct points, three clusters"],
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_degenerate_data_give_finite_answers(method, degenerate):
+    """Fewer distinct points than clusters: equal points share a cluster, nothing is NaN."""
+    model = method(**SMALL).fit(degenerate)
+    assert np.isfinite(model.transform(degenerate)).all()
+    assert np.isfinite(model.history_).all(axis=None)
+    np.testing.assert_allclose(model.predict_proba(degenerate).sum(1), 1, atol=1e-6)
+    for row in np.unique(degenerate, axis=0):
+        assert len(set(model.labels_[(degenerate == row).all(1)])) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cluster_without_members_stays_a_cluster(method, shared):
+    """A centre far from all points: no row has it, its share is small and positive, all finite."""
+    class Far(method):
+        def _weight(self, q):
+            assert (q.sum(0) > 0).all()
+            return super()._weight(q)
+
+        def _step(self, network, batch, generator):
+            with torch.no_grad():
+                network.centres[2] = 1e3
+            return super()._step(network, batch, generator)
+
+    model = Far(autoencoder=shared, **SMALL | {"tol": 0.0}).fit(X)
+    assert set(model.labels_) == {0, 1}
+    assert np.isfinite(model.predict_proba(X)).all() and np.isfinite(model.history_).all(axis=None)
 
 
 def test_an_interrupted_fit_changes_nothing():

@@ -210,18 +210,20 @@ class ClusterStatistics(nn.Module):
 
 
 class PooledDecoder(nn.Module):
-    """A decoder whose third layer also sees the statistics of the row's cluster (StatDEC eq. 6).
+    """A decoder one of whose layers also sees the statistics of the row's cluster (StatDEC eq. 6).
 
-    The weights on the statistics start at zero, so it starts as the decoder it was made from.
+    It is the linear layer number ``layer``, counted from 0: the one on top of that many hidden
+    layers. The weights on the statistics start at zero, so it starts as the ``decoder`` it was made
+    from.
     """
 
-    def __init__(self, decoder: nn.Sequential, n_clusters: int) -> None:
+    def __init__(self, decoder: nn.Sequential, n_clusters: int, layer: int = 2) -> None:
         super().__init__()
-        linear = [i for i, layer in enumerate(decoder) if isinstance(layer, nn.Linear)]
-        if len(linear) < 3:
-            raise ValueError("statistics pooling needs two hidden layers or more in the decoder")
-        old = decoder[linear[2]]
-        self.head, self.tail = decoder[: linear[2]], decoder[linear[2] + 1 :]
+        linear = [i for i, part in enumerate(decoder) if isinstance(part, nn.Linear)]
+        if len(linear) <= layer:
+            raise ValueError(f"statistics pooling needs {layer} hidden layers in the decoder")
+        old = decoder[linear[layer]]
+        self.head, self.tail = decoder[: linear[layer]], decoder[linear[layer] + 1 :]
         self.pooling = ClusterStatistics(n_clusters, old.in_features)
         self.joined = nn.Linear(1 + 3 * old.in_features, old.out_features)
         with torch.no_grad():

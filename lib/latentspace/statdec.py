@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from latentspace.autoencoders import PlainAutoencoder, pretrain
+from latentspace.autoencoders import pretrain
 from latentspace.dec import (
     PooledDecoder,
     clustering_loss,
@@ -63,6 +63,9 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
 
     # --- hooks ---
 
+    _decodes = True
+    """Whether the loss has a reconstruction at all."""
+
     def _losses(self, clustering: Tensor, reconstruction: Tensor) -> Tensor:
         """The loss of a batch from its two parts."""
         raise NotImplementedError
@@ -71,7 +74,7 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
         """The weight of each cluster in the target (K,)."""
         return soft_frequency(q)
 
-    def _pooled(self, decoder: nn.Sequential) -> nn.Module | None:
+    def _pooled(self, network: nn.Module) -> nn.Module | None:
         """A decoder that wants labels too, in place of the pretrained one."""
         return None
 
@@ -110,7 +113,7 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
         self.initial_labels_ = means.labels_
         network.centres = nn.Parameter(torch.from_numpy(means.cluster_centers_).float())
         with initial_weights(seed):
-            network.pooled = self._pooled(network.decoder)
+            network.pooled = self._pooled(network)
 
         q = soft_assignment(z, network.centres.detach())
         labels, history = q.argmax(1), []
@@ -144,10 +147,12 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
         self, network: nn.Module, batch: Any, generator: torch.Generator
     ) -> dict[str, Tensor]:
         x, p, labels = batch
-        z = network.encoder(x)
+        if not self._decodes:
+            clustering = clustering_loss(p, network.encoder(x), network.centres)
+            return {"loss": clustering, "clustering": clustering}
+        z, decoded, penalty = network.both(x, labels, generator)
         clustering = clustering_loss(p, z, network.centres)
-        decoded = network.decoder(z) if network.pooled is None else network.pooled(z, labels)
-        reconstruction = (decoded - x).square().mean()
+        reconstruction = (decoded - x).square().mean() + penalty
         return {
             "loss": self._losses(clustering, reconstruction),
             "clustering": clustering,
@@ -193,8 +198,9 @@ class DEC(_DeepEmbedded):
         d.
     hidden : sequence of int
         Widths of the encoder's hidden layers; the decoder mirrors them.
-    autoencoder : PlainAutoencoder, optional
-        One from `pretrain`, which is copied and not changed; by default one is trained.
+    autoencoder : module of `latentspace.autoencoders`, optional
+        One from `pretrain`, which is copied and not changed; by default a `PlainAutoencoder` is
+        trained.
     pretrain_epochs : int
     epochs : int
         At most so many; each is one pass over the data with one target.
@@ -215,18 +221,21 @@ class DEC(_DeepEmbedded):
     labels_ : array (n,)
     initial_labels_ : array (n,), those of k-means on the pretrained code
     cluster_centers_ : array (K, d), in the latent space
-    network_ : PlainAutoencoder with centres, on the CPU, in evaluation mode
-    history_ : DataFrame, one row an epoch: loss, clustering, reconstruction, changed
+    network_ : the autoencoder with centres, on the CPU, in evaluation mode
+    history_ : DataFrame, one row an epoch: loss, clustering, changed; IDEC and StatDEC also have
+        reconstruction
     n_iter_ : int
     scale_ : float, the root mean square of the data, by which they are divided
     """
+
+    _decodes = False
 
     def __init__(
         self,
         n_clusters: int = 10,
         latent_dim: int = 10,
         hidden: Sequence[int] = (500, 500, 2000),
-        autoencoder: PlainAutoencoder | None = None,
+        autoencoder: nn.Module | None = None,
         pretrain_epochs: int = 50,
         epochs: int = 30,
         batch_size: int = 256,
@@ -251,9 +260,6 @@ class DEC(_DeepEmbedded):
         self.device = device
         self.progress = progress
 
-    def _losses(self, clustering: Tensor, reconstruction: Tensor) -> Tensor:
-        return clustering
-
 
 class IDEC(_DeepEmbedded):
     """Improved DEC: the decoder stays, and keeps the latent space a picture of the data.
@@ -276,7 +282,7 @@ class IDEC(_DeepEmbedded):
         latent_dim: int = 10,
         hidden: Sequence[int] = (500, 500, 2000),
         weight: float = 0.1,
-        autoencoder: PlainAutoencoder | None = None,
+        autoencoder: nn.Module | None = None,
         pretrain_epochs: int = 50,
         epochs: int = 30,
         batch_size: int = 256,
@@ -341,7 +347,7 @@ class StatDEC(_DeepEmbedded):
         weight: float = 0.1,
         target: str = "members",
         pooling: bool = True,
-        autoencoder: PlainAutoencoder | None = None,
+        autoencoder: nn.Module | None = None,
         pretrain_epochs: int = 50,
         epochs: int = 30,
         batch_size: int = 256,
@@ -376,5 +382,7 @@ class StatDEC(_DeepEmbedded):
         more = {"members": member_surprise, "everyone": total_surprise}.get(self.target)
         return soft_frequency(q) if more is None else soft_frequency(q) + more(q)
 
-    def _pooled(self, decoder: nn.Sequential) -> nn.Module | None:
-        return PooledDecoder(decoder, self.n_clusters) if self.pooling else None
+    def _pooled(self, network: nn.Module) -> nn.Module | None:
+        if not self.pooling:
+            return None
+        return PooledDecoder(network.decoder, self.n_clusters, network.pooled_layer)
