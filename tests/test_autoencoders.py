@@ -1,4 +1,4 @@
-"""The autoencoders of StatDEC's Table IV: shapes, what passes around the code, pooling, training."""
+"""The autoencoders of StatDEC's Table IV: shapes, pooling, training, what passes by the code."""
 
 import numpy as np
 import pytest
@@ -87,8 +87,8 @@ def test_trains_and_clusters(kind):
     assert model.transform(x.numpy()).shape == (60, 4) and model.network_.pooled is not None
 
 
-def test_d14_skips_pass_around_the_code():
-    """U-Net with the code put to zero still paints what it is shown; the CNN cannot (D14)."""
+def test_d13_skips_pass_around_the_code():
+    """U-Net with the code put to zero still paints what it is shown; the CNN cannot (D13)."""
     shape, generator = (1, 16, 16), torch.Generator().manual_seed(2)
     x = torch.rand(64, 256, generator=generator).reshape(64, 1, 16, 16)
     x = torch.nn.functional.avg_pool2d(x, 5, 1, 2).flatten(1)

@@ -444,3 +444,15 @@ def test_L10_the_printed_deviations():
     assert most(0.5, 5) < 1.02 and most(0.86, 5) == pytest.approx(0.388, abs=1e-3)
     assert most(0.895, 10, least=0.57) < 0.195 < most(0.895, 10, least=0.56)
     assert most(0.895, 10, least=0.71) < 0.15 < most(0.895, 10, least=0.70)
+
+
+def test_matched_scores_by_hand_and_against_the_accuracy():
+    y = np.repeat([0, 1, 2], [6, 3, 1])
+    labels = np.array([5, 5, 5, 5, 8, 8, 8, 8, 8, 8])
+    recall, precision = metrics.matched_scores(y, labels)
+    np.testing.assert_allclose(recall, [4 / 6, 1, 0])
+    np.testing.assert_allclose(precision, [1, 3 / 6, 0])
+    rng = np.random.default_rng(0)
+    y, labels = rng.integers(4, size=200), rng.integers(6, size=200)
+    recall, _ = metrics.matched_scores(y, labels)
+    assert recall @ np.bincount(y) / 200 == pytest.approx(metrics.clustering_accuracy(y, labels))

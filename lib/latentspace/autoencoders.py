@@ -148,7 +148,7 @@ class UNetAutoencoder(_Autoencoder):
     """Convolutions of 5 x 5 and stride 2; back by doubling the size and a convolution of 3 x 3.
 
     Two of the three steps back also see the encoder's planes of their size, so a picture can pass
-    *around* the code (errata D14). StatDEC+UNet; parameters as for `ConvAutoencoder`, but three
+    *around* the code (errata D13). StatDEC+UNet; parameters as for `ConvAutoencoder`, but three
     planes. ``decoder`` goes only to the smallest planes; `both` and ``forward`` give images.
     """
 

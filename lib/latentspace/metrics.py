@@ -23,8 +23,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 
 __all__ = [
-    "NOISE", "ari", "clustering_accuracy", "contingency", "frechet_distance", "nmi", "psnr",
-    "silhouette", "ssim",
+    "NOISE", "ari", "clustering_accuracy", "contingency", "frechet_distance", "matched_scores",
+    "nmi", "psnr", "silhouette", "ssim",
 ]  # fmt: skip
 
 NOISE = -1
@@ -128,6 +128,21 @@ def clustering_accuracy(
     counts = contingency(*_label_pair(y_true, y_pred, noise))
     rows, columns = linear_sum_assignment(counts, maximize=True)
     return float(counts[rows, columns].sum() / counts.sum())
+
+
+def matched_scores(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision of each class (n_classes,), under the matching of ACC.
+
+    The share of a class that lies in its matched cluster, and of that cluster that belongs to the
+    class, in the order of the sorted labels; 0 for a class without a cluster. Weighted by the sizes
+    of the classes, the recalls sum to `clustering_accuracy`: a large class can hide all small ones.
+    """
+    counts = contingency(y_true, y_pred)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    recall, precision = np.zeros((2, len(counts)))
+    recall[rows] = counts[rows, columns] / counts[rows].sum(1)
+    precision[rows] = counts[rows, columns] / counts[:, columns].sum(0)
+    return recall, precision
 
 
 def nmi(y_true: ArrayLike, y_pred: ArrayLike, *, noise: str = "cluster") -> float:
