@@ -31,7 +31,8 @@ PARAMS = chapters.NOTEBOOKS / "params"
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
 TESTED = {"02_deepkde", "05_neural_mixtures", "06_clustering_images", "10_imbalanced_clustering",
-          "10_imbalanced_clustering_evidence", "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
+          "10_imbalanced_clustering_evidence", "11_swapped_predictions",
+          "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 

@@ -266,7 +266,7 @@ def pretrain(
         return {"loss": (decoded - batch[0]).square().mean() + penalty}
 
     loader = batches(x, batch_size=min(batch_size, len(x)))
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
     fit(
         network, loader, step, optimizer=optimizer, epochs=epochs, seed=seed, device=device,
         progress=progress,

@@ -117,7 +117,7 @@ class _DeepEmbedded(ClusterMixin, TransformerMixin, BaseEstimator):
 
         q = soft_assignment(z, network.centres.detach())
         labels, history = q.argmax(1), []
-        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr, fused=True)
         for epoch in range(1, self.epochs + 1):
             p = target_distribution(q, self._weight(q))
             loader = batches(x, p, labels, batch_size=min(self.batch_size, len(x)))
