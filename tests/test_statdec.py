@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from latentspace.autoencoders import PlainAutoencoder, pretrain
-from latentspace.dec import soft_assignment
+from latentspace.dec import member_surprise, soft_assignment
 from latentspace.statdec import DEC, IDEC, StatDEC
 from latentspace.training import predict
 
@@ -76,6 +76,14 @@ def test_idec_keeps_a_decoder_that_works_and_dec_does_not(shared):
         x = model._tensor(X)
         errors[method] = float((predict(model.network_, x) - x).square().mean())
     assert errors[IDEC] < 0.5 * errors[DEC]
+
+
+def test_weights_of_the_targets():
+    q = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.1, 0.9]])
+    weights = {t: StatDEC(target=t)._weight(q) for t in ("frequency", "equal", "members")}
+    torch.testing.assert_close(weights["frequency"], torch.tensor([1.5, 1.5]))
+    torch.testing.assert_close(weights["equal"], torch.ones(2))
+    torch.testing.assert_close(weights["members"] - weights["frequency"], member_surprise(q))
 
 
 def test_pooling_starts_silent(shared):

@@ -321,10 +321,10 @@ class StatDEC(_DeepEmbedded):
     ----------
     weight : float in [0, 1]
         .1 in the paper.
-    target : {"members", "everyone", "frequency"}
+    target : {"members", "everyone", "frequency", "equal"}
         The cluster's weight in the target: `soft_frequency` plus `member_surprise` (eq. 4 and 5,
         corrected), plus `total_surprise` (as printed, in its domain: D3), or alone, which is DEC's
-        and the paper's StatDEC-3.
+        and the paper's StatDEC-3; or 1 for each.
     pooling : bool
         Statistics pooling after the decoder's second hidden layer; without it StatDEC-2.
 
@@ -335,7 +335,7 @@ class StatDEC(_DeepEmbedded):
 
     _parameter_constraints = _DeepEmbedded._parameter_constraints | {
         "weight": [Interval(Real, 0, 1, closed="both")],
-        "target": [StrOptions({"members", "everyone", "frequency"})],
+        "target": [StrOptions({"members", "everyone", "frequency", "equal"})],
         "pooling": ["boolean"],
     }
 
@@ -379,6 +379,8 @@ class StatDEC(_DeepEmbedded):
         return self.weight * clustering + (1 - self.weight) * reconstruction
 
     def _weight(self, q: Tensor) -> Tensor:
+        if self.target == "equal":
+            return torch.ones_like(q[0])
         more = {"members": member_surprise, "everyone": total_surprise}.get(self.target)
         return soft_frequency(q) if more is None else soft_frequency(q) + more(q)
 
