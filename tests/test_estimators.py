@@ -20,11 +20,13 @@ from torchvision.models import vit_b_16
 from latentspace import data
 from latentspace.deepkde import DeepKDE
 from latentspace.estimators import column_scales, draw_seed, initial_weights
+from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier
 from latentspace.neural_mixture import NeuralMixture
 from latentspace.swav import SwAV
 
-IMAGES = data.load("colour-shapes", "test").x[:48]
+SHAPES = data.load("colour-shapes", "test")
+IMAGES, SHAPE = SHAPES.x[:48], SHAPES.y[:48]
 MOONS = data.moons(400, seed=3)
 SEEDED = {"random_state": 0, "device": "cpu"}
 
@@ -42,6 +44,13 @@ CASES = {
         DeepKDE("normal", hidden=(8,), epochs=3, batch_size=100, **SEEDED),
         MOONS.x, MOONS.y, 9 * MOONS.x + 7,
     ),
+    "MultiPathClassifier": (
+        MultiPathClassifier("R F8 R", epochs=3, **SEEDED), MOONS.x, MOONS.y, 9 * MOONS.x + 7
+    ),
+    "MultiPathClassifier on images": (
+        MultiPathClassifier("R C4 M R F8", epochs=2, batch_size=16, shift=1, flip=True, **SEEDED),
+        IMAGES, SHAPE, 255 - IMAGES[:20],
+    ),
     "NeuralMixture": (
         NeuralMixture(3, (8,), epochs=3, augment=jitter, **SEEDED), MOONS.x, None, 9 * MOONS.x + 7
     ),
@@ -55,20 +64,22 @@ CASES = {
     ),
 }  # fmt: skip
 each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-on_images = [CASES["NeuralMixture on images"], CASES["SwAV"]]
+on_images = {name: case for name, case in CASES.items() if case[1].ndim > 2}
 on_vectors = [case for case in CASES.values() if case[1].ndim == 2]
 
 
 def answers(model, x):
     """All that a fitted model says of ``x``."""
-    names = ("predict", "predict_proba", "transform", "decision_function", "score_samples")
+    names = ("predict", "predict_proba", "transform", "decision_function", "score_samples", "gates")
     return {name: getattr(model, name)(x) for name in names if hasattr(model, name)}
 
 
 def assert_same(a, b):
     assert a.keys() == b.keys() and a
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
+    for name in a:  # gates are a list of arrays
+        pairs = zip(a[name], b[name], strict=True) if name == "gates" else [(a[name], b[name])]
+        for one, other in pairs:
+            np.testing.assert_array_equal(one, other)
 
 
 # --- initial weights and seeds --------------------------------------------------------------------
@@ -152,7 +163,8 @@ def test_constant_columns(dtype):
 @pytest.mark.parametrize("make", [
     lambda: DeepKDE(hidden=(16,), epochs=30, batch_size=200, **SEEDED),
     lambda: NeuralMixture(2, (16,), epochs=30, lr=0.01, **SEEDED),
-], ids=["DeepKDE", "NeuralMixture"])  # fmt: skip
+    lambda: MultiPathClassifier("R F16 R", epochs=30, **SEEDED),
+], ids=["DeepKDE", "NeuralMixture", "MultiPathClassifier"])  # fmt: skip
 def test_moons_in_any_unit(make, unit):
     x, y = MOONS.x.astype(float), MOONS.y
 
@@ -218,23 +230,23 @@ def test_vectors_of_every_type(case):
     assert_same(answers(clone(model).fit(frame, y), frame), expected)
 
 
-@pytest.mark.parametrize("case", on_images, ids=["NeuralMixture", "SwAV"])
+@pytest.mark.parametrize("case", on_images.values(), ids=on_images)
 def test_images_have_one_contract(case):
     """Bytes or floats in [0, 1], with or without an axis of one channel."""
-    model, x, _, _ = case
+    model, x, y, _ = case
     x = x[..., 0]
-    clean = clone(model).fit(x)
+    clean = clone(model).fit(x, y)
     expected = answers(clean, x)
-    assert_same(answers(clone(model).fit(x[..., None]), x[..., None]), expected)
+    assert_same(answers(clone(model).fit(x[..., None], y), x[..., None]), expected)
     for dtype in "fd":
         floats = (x.astype(np.float32) / np.float32(255)).astype(dtype)
         assert_same(answers(clean, floats), expected)
     for bad in (x.astype(int), x.astype(float), x[0], x[..., None].repeat(2, 3), -(x / 255.0)):
         with pytest.raises(ValueError, match="must"):
             clean.predict(bad)
-        if bad.ndim > 2 or isinstance(model, SwAV):  # a matrix is vectors to NeuralMixture
+        if bad.ndim > 2 or isinstance(model, SwAV):  # to the others a matrix is vectors
             with pytest.raises(ValueError, match="must"):
-                clone(model).fit(bad)
+                clone(model).fit(bad, y)
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -322,6 +334,9 @@ def test_a_second_fit_forgets_the_first():
     assert not hasattr(mixture, "image_shape_") and mixture.predict(MOONS.x).shape == (400,)
     mixture.fit(IMAGES)
     assert not hasattr(mixture, "mean_") and not hasattr(mixture, "n_features_in_")
+    paths = clone(CASES["MultiPathClassifier on images"][0]).fit(IMAGES, SHAPE)
+    paths.set_params(plan=None).fit(MOONS.x, MOONS.y)
+    assert not hasattr(paths, "image_shape_") and paths.predict(MOONS.x).shape == (400,)
 
 
 @each
@@ -330,6 +345,7 @@ def test_parameters_changed_after_a_fit_have_no_say(case):
     fitted = clone(model).fit(x, y)
     before = answers(fitted, x)
     changes = {"target": "normal", "standardize": False, "n_clusters": 7, "global_size": 16}
+    changes |= {"plan": "F4", "paths": 3}
     fitted.set_params(**{k: v for k, v in changes.items() if k in fitted.get_params()})
     assert_same(answers(fitted, x), before)
 
@@ -337,7 +353,9 @@ def test_parameters_changed_after_a_fit_have_no_say(case):
 # --- imports --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["deepkde", "neural_mixture", "swav", "extractors"])
+@pytest.mark.parametrize("name", [
+    "deepkde", "multipath_classifier", "neural_mixture", "swav", "extractors",
+])  # fmt: skip
 def test_an_estimators_import_brings_no_more_than_it_needs(name):
     code = f"import sys, latentspace.{name}; print(*sys.modules)"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "lib")}

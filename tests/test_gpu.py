@@ -15,9 +15,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from latentspace import density, dirichlet, images, maximize, prototypes, relevance
+from latentspace import density, dirichlet, images, maximize, prototypes, relevance, routing
 from latentspace.deepkde import DeepKDE
 from latentspace.extractors import extract
+from latentspace.multipath import multipath
+from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import Autoencoder, classifier, convnet, mlp
 from latentspace.neural_mixture import NeuralMixture, em_step, two_fold_step
 from latentspace.swav import Network, SwAV
@@ -165,6 +167,30 @@ def test_relevance_norm(training):
     assert_agrees(norm, SCORES)
 
 
+# --- routing --------------------------------------------------------------------------------------
+
+PATHS, GATES = normal(20, 3, 4, 5, 6), normal(20, 3, 2, seed=1).softmax(-1)
+
+
+def test_routing():
+    assert_agrees(routing.route, PATHS, GATES)
+    assert_agrees(routing.spread, PATHS, GATES)
+    assert_agrees(routing.route_gradient, normal(20, 3, 4), normal(3, 2, 4), normal(20, 2, 4))
+
+
+ROUTERS = {
+    "cross-connection": lambda: routing.CrossConnection(3, 2, 4),
+    "cross-prediction": lambda: routing.CrossPrediction(3, 2, 4, 6, norm=True),
+    "cross-stitch": lambda: routing.CrossStitch(3, 2),
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_routers(name):
+    router = ROUTERS[name]()
+    assert_agrees(lambda paths: router.to(paths.device)(paths), PATHS, atol=1e-4)
+
+
 # --- prototypes -----------------------------------------------------------------------------------
 
 
@@ -254,6 +280,10 @@ NETWORKS = {
     "cnn": (lambda: classifier("cnn", 1, 3), (8, 1, 28, 28)),
     "resnet8": (lambda: classifier("resnet8", 3, 3), (8, 3, 32, 32)),
     "resnet8s": (lambda: classifier("resnet8s", 3, 3), (8, 3, 32, 32)),
+    "paths": (lambda: multipath("R C8 M R F8", (3, 16, 16), 3, paths=2), (8, 3, 16, 16)),
+    "paths, grouped": (
+        lambda: multipath("P8 C8 M F8 P8", (3, 16, 16), 3, paths=2, grouped=True), (8, 3, 16, 16)
+    ),
 }
 
 
@@ -443,6 +473,18 @@ def test_neural_mixture_of_images():
     there, here = (NeuralMixture(3, device=str(d), **options).fit(BYTES) for d in (DEVICE, "cpu"))
     np.testing.assert_allclose(there.history_, here.history_, rtol=1e-2)
     np.testing.assert_array_equal(there.predict(BYTES), there.labels_)
+
+
+@pytest.mark.parametrize("x, plan", [(POINTS, "R F16 R"), (BYTES, "R C8 M R F8")],
+                         ids=["vectors", "images"])  # fmt: skip
+def test_multi_path_classifier(x, plan):
+    y, options = GROUPS[: len(x)], {"epochs": 3, "batch_size": 32, "random_state": 0}
+    there, here = (
+        MultiPathClassifier(plan, device=str(d), **options).fit(x, y) for d in (DEVICE, "cpu")
+    )
+    np.testing.assert_allclose(there.history_.loss, here.history_.loss, rtol=1e-2)
+    np.testing.assert_allclose(there.predict_proba(x), here.predict_proba(x), atol=0.05)
+    assert next(there.model_.parameters()).device.type == "cpu"
 
 
 @pytest.mark.parametrize("mixed_precision", [False, True])

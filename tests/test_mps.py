@@ -16,6 +16,7 @@ from latentspace.deepkde import DeepKDE
 from latentspace.density import mean_log_density
 from latentspace.extractors import extract
 from latentspace.maximize import maximize
+from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.neural_mixture import NeuralMixture
 from latentspace.swav import SwAV
 from latentspace.training import predict
@@ -135,15 +136,21 @@ def test_far_points_are_computed_elsewhere(mps):
     assert far.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("which", ["mixture", "normal", "vectors", "images", "swav"])
+@pytest.mark.parametrize("which", [
+    "mixture", "normal", "vectors", "images", "paths of vectors", "paths of images", "swav",
+])  # fmt: skip
 def test_estimators(which, mps):
     moons, images = data.moons(120, seed=0), data.load("colour-shapes", "test").x[:24]
+    kinds = np.arange(24) % 3
     options = {"epochs": 2, "random_state": 0}
     make, x, y = {
         "mixture": (DeepKDE(hidden=(8,), batch_size=60, **options), moons.x, moons.y),
         "normal": (DeepKDE("normal", hidden=(8,), batch_size=60, **options), moons.x, moons.y),
         "vectors": (NeuralMixture(3, (8,), augment=lambda x, g: x + 0.1, **options), moons.x, None),
         "images": (NeuralMixture(3, plan="C4 M F8", batch_size=12, **options), images, None),
+        "paths of vectors": (MultiPathClassifier("R F8 R", **options), moons.x, moons.y),
+        "paths of images": (MultiPathClassifier("R C4 M P4 C4", batch_size=12, shift=1, flip=True,
+                                                **options), images, kinds),
         "swav": (SwAV(4, dim=4, global_size=8, local_size=6, n_local=1, batch_size=12,
                       queue_length=6, **options), images, None),
     }[which]  # fmt: skip

@@ -8,8 +8,14 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import check_estimator
 
-from latentspace.multipath import ParallelConvolutions, ParallelDense, multipath, network
-from latentspace.multipath_classifier import MultiPathClassifier
+from latentspace.multipath import (
+    MultiPath,
+    ParallelConvolutions,
+    ParallelDense,
+    multipath,
+    network,
+)
+from latentspace.multipath_classifier import MultiPathClassifier, step_schedule
 
 PRINTED = {  # Tables 3.2 and 3.3, millions
     "BaseCNN": 0.55, "WideCNN": 1.67, "SEBaseCNN": 0.58,
@@ -157,13 +163,40 @@ def test_other_bad_input():
         multipath("F8", (4,), 3, paths=0)
     with pytest.raises(ValueError, match="hidden must be"):
         multipath("R F8", (4,), 3, paths=2, hidden=0)
+    for shape in ((3, 8), (0, 8, 8), ()):
+        with pytest.raises(ValueError, match="shape must be"):
+            multipath("F8", shape, 3)
     with pytest.raises(ValueError, match="one path only"):
         multipath("C4 E", (3, 8, 8), 3, paths=2)
+    with pytest.raises(ValueError, match="no layer for 1 paths: 'R'"):
+        ParallelConvolutions(1, 3, ["C4", "R"])
+    with pytest.raises(ValueError, match="3 channels"):
+        network("ResNet18-2-CC", shape=(1, 224, 224))
     for name in ("BaseCNN-2-XX", "ResNet21", "ResNet20-2", "basecnn"):
         with pytest.raises(ValueError, match="unknown network"):
             network(name)
     with pytest.raises(ValueError, match="too small"):
         network("BaseCNN", shape=(3, 4, 4))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: network("BaseCNN-0"), lambda: network("BaseCNN-0-CC"), lambda: network("ResNet20-0-CP"),
+    lambda: network("ResNet20-0-CC"), lambda: network("ResNet18-0-CC"),
+    lambda: ParallelConvolutions(0, 3, ["C4"]), lambda: ParallelDense(0, 3, 4),
+    lambda: MultiPath([], copies=0),
+])  # fmt: skip
+def test_no_path(make):
+    with pytest.raises(ValueError, match="must be an integer >= 1, got 0"):
+        make()
+
+
+def test_images_of_another_size_than_the_network_was_built_for():
+    for name in ("BaseCNN", "BaseCNN-2", "BaseCNN-2-CC", "BaseCNN-2-CP"):
+        model = network(name).eval()
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+        for shape in ((2, 3, 16, 16), (2, 3, 4, 4), (2, 3, 1, 1), (2, 1, 32, 32), (3, 32, 32)):
+            with pytest.raises(ValueError, match=r"need \d paths"):
+                model(torch.zeros(shape))
 
 
 # --- the estimator --------------------------------------------------------------------------------
@@ -221,11 +254,26 @@ def test_shifted_and_mirrored_training_images():
     assert np.isfinite(shaken.fit(IMAGES[:128], Y[:128]).history_.loss).all()
 
 
+@pytest.mark.parametrize("epochs, changes", [(200, [80, 150]), (10, [4, 8]), (2, [1]), (1, [])])
+def test_the_learning_rate_falls_as_in_the_thesis(epochs, changes):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    schedule, rates = step_schedule(optimizer, epochs), []
+    for _ in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 1
+    assert [e for e in range(1, epochs) if rates[e] != rates[e - 1]] == changes
+    assert rates[-1] == pytest.approx(0.1 ** len(changes))
+
+
 @pytest.mark.parametrize("change, match", [
-    ({"paths": 0}, "paths must be"), ({"hidden": 0}, "hidden must be"),
-    ({"epochs": 0}, "epochs must be"), ({"lr": np.nan}, "lr must be"),
-    ({"shift": -1}, "shift must be"), ({"plan": "R C4 M M M M"}, "too small"),
-    ({"plan": "B"}, "no plan"),
+    ({"paths": 0}, "'paths' parameter"), ({"paths": 1.5}, "'paths' parameter"),
+    ({"hidden": 0}, "'hidden' parameter"), ({"norm": "batch"}, "'norm' parameter"),
+    ({"epochs": 0}, "'epochs' parameter"), ({"batch_size": 0}, "'batch_size' parameter"),
+    ({"lr": np.nan}, "'lr' parameter"), ({"weight_decay": -1}, "'weight_decay' parameter"),
+    ({"shift": -1}, "'shift' parameter"), ({"plan": 3}, "'plan' parameter"),
+    ({"plan": "R C4 M M M M"}, "too small"), ({"plan": "B"}, "no plan"),
 ])  # fmt: skip
 def test_parameters_out_of_range(change, match):
     with pytest.raises(ValueError, match=match):
@@ -238,16 +286,32 @@ def test_bad_data(model):
     fresh = clone(model)
     with pytest.raises(ValueError, match="finite"):
         fresh.fit(broken, Y[:40])
+    with pytest.raises(ValueError, match="finite"):
+        model.predict(broken)
+    with pytest.raises(ValueError, match="NaN"):
+        fresh.fit(broken.reshape(40, -1), Y[:40])
+    with pytest.raises(ValueError, match="NaN"):
+        fresh.fit(IMAGES[:40], np.where(np.arange(40) == 3, np.nan, DIGITS.target[:40]))
     with pytest.raises(ValueError, match="one class"):
         fresh.fit(IMAGES[:1], Y[:1])
+    with pytest.raises(ValueError, match="inconsistent"):  # an image without its axis is vectors
+        fresh.fit(IMAGES[0], Y[:1])
+    with pytest.raises(ValueError, match="too small"):
+        fresh.fit(IMAGES[:40, :1, :1], Y[:40])
+    with pytest.raises(ValueError, match="Unknown label type"):
+        fresh.fit(IMAGES[:40], np.linspace(0, 1, 40))
     with pytest.raises(ValueError, match="inconsistent"):
         fresh.fit(IMAGES[:40], Y[:39])
     with pytest.raises(ValueError, match="target y is None"):
         fresh.fit(IMAGES[:40], None)
-    with pytest.raises(ValueError, match="fit had"):
-        model.predict(IMAGES[:, :4])
-    with pytest.raises(ValueError, match="fit had images"):
-        model.predict(DIGITS.data[:5])
+    for method in (model.predict, model.predict_proba, model.decision_function, model.gates):
+        with pytest.raises(ValueError, match="those of fit were"):
+            method(IMAGES[:, :4])
+        with pytest.raises(ValueError, match="must be images"):
+            method(DIGITS.data[:5])
+    vectors = clone(model).set_params(plan="F4", epochs=1).fit(DIGITS.data[:40], Y[:40])
+    with pytest.raises(ValueError, match="dim 3"):
+        vectors.predict(IMAGES[:5])
 
 
 @pytest.mark.slow

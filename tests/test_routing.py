@@ -193,13 +193,36 @@ def test_bad_input_is_named():
         stack([])
     with pytest.raises(ValueError, match="need 2 paths"):
         CrossConnection(2, 2, 3)(torch.zeros(4, 3, 3))
+    with pytest.raises(ValueError, match="one shape"):
+        CrossConnection(2, 2, 3)([torch.zeros(4, 3, 5, 5), torch.zeros(4, 3, 5, 6)])
+    for router in (CrossConnection(2, 2, 3), CrossPrediction(2, 2, 3, 4), CrossStitch(2, 2)):
+        with pytest.raises(ValueError, match="one or more"):
+            router([])
+    for router in (CrossConnection(2, 2, 3), CrossPrediction(2, 2, 3, 4)):
+        with pytest.raises(ValueError, match=r"need 2 paths \(n, 2, 3, ...\)"):
+            router(torch.zeros(4, 2, 5, 6, 6))
+    with pytest.raises(ValueError, match=r"need 1 paths"):  # one image without its axis of images
+        CrossConnection(1, 2, 3)(torch.zeros(3, 6, 6)[:, None])
     with pytest.raises(ValueError, match="hidden must be"):
         GateNetwork(2, 2, 3, hidden=0)
+    for width in (0, 2.5, math.nan):
+        with pytest.raises(ValueError, match="width must be"):
+            GateNetwork(2, 2, width)
     with pytest.raises(ValueError, match="inputs must be"):
         CrossConnection(0, 2, 3)
     with pytest.raises(ValueError, match="outputs must be"):
         CrossStitch(2, 0)
     with pytest.raises(ValueError, match="features must be"):
         CrossPrediction(2, 2, 3, 0)
+    with pytest.raises(ValueError, match="kernel must be odd"):
+        CrossPrediction(2, 2, 3, 4, kernel=2)
+    with pytest.raises(ValueError, match="of maps"):
+        CrossPrediction(2, 2, 3, 4, kernel=0, norm=True)
+    with pytest.raises(ValueError, match="width must be"):
+        SqueezeExcitation(0, 2)
     with pytest.raises(ValueError, match="do not fit"):
         route(torch.zeros(2, 3, 4), torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match="do not fit"):  # reshaping would mix up images and outputs
+        spread(torch.zeros(2, 3, 4), torch.zeros(1, 3, 2))
+    with pytest.raises(ValueError, match="do not fit"):  # einsum would stretch an axis of one
+        route_gradient(torch.zeros(2, 3, 4), torch.zeros(3, 2, 1), torch.zeros(2, 2, 4))

@@ -18,8 +18,6 @@ MODULES = [
     for module in pkgutil.walk_packages(latentspace.__path__, "latentspace.")
     if not module.name.endswith("__main__")
 ]
-# Modules whose functions still lack hints; remove a name as soon as its test passes.
-NOT_YET = {f"latentspace.{name}" for name in ("multipath_classifier",)}
 SELVES = ("self", "cls")
 
 
@@ -41,10 +39,7 @@ def public_callables(module):
             yield name, inspect.unwrap(thing)
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in NOT_YET else name
-    for name in MODULES
-])  # fmt: skip
+@pytest.mark.parametrize("name", MODULES)
 def test_public_functions_are_typed(name):
     module = importlib.import_module(name)
     bare = []

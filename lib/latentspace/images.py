@@ -17,6 +17,7 @@ __all__ = [
     "GREY",
     "affine_matrices",
     "colour_jitter",
+    "has_images",
     "image_tensor",
     "random_affine",
     "random_crop",
@@ -32,17 +33,33 @@ GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue (ITU-R BT.601)
 # --- from arrays, and derivatives -----------------------------------------------------------------
 
 
-def image_tensor(X: ArrayLike, name: str = "X") -> torch.Tensor:
+def has_images(X: ArrayLike) -> bool:
+    """Whether ``X`` has the axes of images, three or four, and not those of vectors."""
+    # Not np.ndim, which array-likes of other libraries may refuse.
+    return (X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim) in (3, 4)
+
+
+def image_tensor(
+    X: ArrayLike, name: str = "X", shape: Sequence[int] | None = None
+) -> torch.Tensor:
     """Images (n, H, W), (n, H, W, 1) or (n, H, W, 3), uint8 or floats in [0, 1], as a float tensor.
 
     What every estimator takes for images, in any byte order and with any strides. Returns
-    (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included.
+    (n, channels, H, W) in [0, 1]; raises ValueError for anything else, NaN included, and for images
+    that are not of ``shape`` (channels, H, W), where an estimator gives that of the images it was
+    fitted on.
     """
     X = np.asarray(X)
     if X.ndim == 3:
         X = X[..., None]
     if X.ndim != 4 or X.shape[3] not in (1, 3) or X.size == 0:
         raise ValueError(f"{name} must be images (n, H, W), (n, H, W, 1 or 3), got {X.shape}")
+    found = (X.shape[3], *X.shape[1:3])
+    if shape is not None and found != tuple(shape):
+        raise ValueError(
+            f"{name} has images of {found} (channels, height, width), "
+            f"those of fit were {tuple(shape)}"
+        )
     if X.dtype.kind == "f":
         if not (X.min() >= 0 and X.max() <= 1):  # neither holds for NaN
             raise ValueError(f"{name} must hold finite values in [0, 1], or bytes")

@@ -31,7 +31,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentspace.networks import Residual
-from latentspace.routing import CrossConnection, CrossPrediction, CrossStitch, SqueezeExcitation
+from latentspace.routing import (
+    CrossConnection,
+    CrossPrediction,
+    CrossStitch,
+    SqueezeExcitation,
+    check_sizes,
+)
 
 __all__ = ["MultiPath", "ParallelConvolutions", "ParallelDense", "multipath", "network"]
 
@@ -41,6 +47,7 @@ DEEP = "C32 C32 M C64 C64 M C128 C128 C128 M C256 C256 C256 M F128 F12"
 BASE_CC = "R C32 C32 M R C64 C64 M R C128 C128 M R F128 R F12"
 BASE_CP = "P32 C32 M P64 C64 M P128 C128 M F128 P12"
 VGG13_CC = "R C32 C32 M R C64 C64 M R C128 C128 M R C256 C256 M R C256 C256 M R F256 R F256"
+SQUEEZED = 32  # hidden units of "E", as fits best
 
 
 # --- layers that parallel paths go through, each by itself ----------------------------------------
@@ -51,19 +58,19 @@ class ParallelConvolutions(nn.Module):
 
     Parameters
     ----------
-    paths, width : int
+    paths, width : int >= 1
         m, and the channels of a path that comes in.
     items : sequence of str
         "C64": 3 x 3 convolution to 64 channels of the same size, batch normalisation if ``norm``,
         ReLU; "M": maximum over 2 x 2; "E": squeeze-and-excitation (with one path only).
     norm : bool
-    squeeze : int
-        Hidden units of "E".
     grouped : bool
         All paths at once by grouped convolutions, or path by path. The same numbers either way
         (tested); which is faster depends on the machine: ``tests/benchmarks/routing.py``.
 
-    ``forward``: (n, m, width, height, width) to (n, m, c, smaller height, smaller width).
+    ``forward``: (n, m, channels, height, width) to (n, m, c, smaller height, smaller width).
+    ValueError for maps of other paths or smaller than the pooling, for no path, or for an item that
+    is unknown or cannot stand there.
     """
 
     def __init__(
@@ -72,23 +79,27 @@ class ParallelConvolutions(nn.Module):
         width: int,
         items: Sequence[str],
         norm: bool = True,
-        squeeze: int = 32,
         grouped: bool = False,
     ) -> None:
         super().__init__()
-        self.paths, self.grouped, self.layers = paths, grouped, nn.ModuleList()
+        check_sizes(paths=paths, width=width)
+        self.paths, self.width, self.grouped, self.layers = paths, width, grouped, nn.ModuleList()
+        self.least = 2 ** list(items).count("M")  # pixels of a side that the pooling needs
         for item in items:
             if item[0] == "C":
                 self.layers.append(_Convolution(paths, width, int(item[1:]), norm))
                 width = int(item[1:])
             elif item == "M":
                 self.layers.append(nn.MaxPool2d(2))
-            elif paths == 1:
-                self.layers.append(SqueezeExcitation(width, squeeze))
+            elif item == "E" and paths == 1:
+                self.layers.append(SqueezeExcitation(width, SQUEEZED))
             else:
-                raise ValueError("squeeze-and-excitation is built for one path only")
+                raise ValueError(f"no layer for {paths} paths: {item!r}; E is for one path only")
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:-2] != (self.paths, self.width) or min(x.shape[-2:]) < self.least:
+            need = f"{self.paths} paths of {self.width} maps, {self.least} pixels a side or more"
+            raise ValueError(f"need {need}, got {tuple(x.shape[1:])}")
         parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
         for layer in self.layers:
             parts = layer(parts) if isinstance(layer, _Convolution) else [layer(p) for p in parts]
@@ -131,21 +142,29 @@ class _Convolution(nn.Module):
 
 
 class ParallelDense(nn.Module):
-    """A dense layer for each of m paths: (n, m, ...), flattened, to (n, m, outputs)."""
+    """A dense layer for each of m paths, with a ReLU unless ``relu`` is False.
+
+    ``forward``: (n, m, ...), ``inputs`` numbers a path, flattened, to (n, m, outputs). ValueError
+    for other numbers, or for a size that is no integer >= 1.
+    """
 
     def __init__(self, paths: int, inputs: int, outputs: int, relu: bool = True) -> None:
         super().__init__()
+        check_sizes(paths=paths, inputs=inputs, outputs=outputs)
         scale = (2 / (inputs + outputs)) ** 0.5  # Glorot's start
         self.weight = nn.Parameter(torch.randn(paths, inputs, outputs) * scale)
         self.bias = nn.Parameter(torch.zeros(paths, 1, outputs))
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.baddbmm(self.bias, x.flatten(2).transpose(0, 1), self.weight).transpose(0, 1)
+        flat, (paths, inputs) = x.flatten(2), self.weight.shape[:2]
+        if flat.shape[1:] != (paths, inputs):
+            raise ValueError(f"need {paths} paths of {inputs} numbers, got {tuple(x.shape[1:])}")
+        x = torch.baddbmm(self.bias, flat.transpose(0, 1), self.weight).transpose(0, 1)
         return x.relu() if self.relu else x
 
 
-class Branches(nn.ModuleList):
+class _Branches(nn.ModuleList):
     """A module for each path: (n, m, ...) to (n, m, ...)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,12 +188,15 @@ class MultiPath(nn.Module):
     ----------
     stages : sequence of nn.Module
         Each (n, m, ...) to (n, k, ...).
-    copies : int
+    copies : int >= 1
         Paths that get the input as it is; 1 where the first router widens it.
+
+    ValueError for no path, or from a stage that the input does not fit.
     """
 
     def __init__(self, stages: Sequence[nn.Module], copies: int = 1) -> None:
         super().__init__()
+        check_sizes(copies=copies)
         self.stages, self.copies = nn.ModuleList(stages), copies
 
     def _start(self, x: Tensor) -> Tensor:
@@ -205,7 +227,6 @@ def multipath(
     paths: int = 1,
     hidden: int = 10,
     norm: bool = True,
-    squeeze: int = 32,
     grouped: bool = False,
 ) -> MultiPath:
     """Build a network from a plan.
@@ -223,16 +244,17 @@ def multipath(
         A first item R, S or P is the one-to-many connector; any other gets copies of the input.
     hidden : int
         Units of the gate networks.
-    squeeze, grouped : as in `ParallelConvolutions`
+    grouped : as in `ParallelConvolutions`
 
     Raises
     ------
     ValueError
-        An item that is unknown or cannot stand there; images smaller than the pooling.
+        An item that is unknown or cannot stand there; images smaller than the pooling; a number
+        that is no integer >= 1.
     """
-    for name, value in {"paths": paths, "n_classes": n_classes, "hidden": hidden}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    check_sizes(paths=paths, n_classes=n_classes, hidden=hidden)
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ValueError(f"shape must be (channels, height, width) or (n,), got {tuple(shape)}")
     if not re.fullmatch(r"(([CFP][1-9]\d*|[MERS])(\s+|$))*", plan.strip()):
         raise ValueError(f"no plan: {plan!r}")
     items = plan.split()
@@ -243,9 +265,7 @@ def multipath(
     def flush() -> None:
         nonlocal width
         if between:
-            stages.append(
-                ParallelConvolutions(count, width, between, norm, squeeze, grouped)
-            )
+            stages.append(ParallelConvolutions(count, width, between, norm, grouped))
             width = next((int(i[1:]) for i in reversed(between) if i[0] == "C"), width)
             between.clear()
 
@@ -305,7 +325,7 @@ def network(
     Raises
     ------
     ValueError
-        An unknown name, or images too small for the network's poolings.
+        An unknown name, no path, or images too small for the network's poolings.
     """
     single = {
         "BaseCNN": BASE,
@@ -327,6 +347,8 @@ def network(
         if match := re.fullmatch(pattern, name):
             return multipath(plan, shape, n_classes, paths=int(match[1]), norm=norm)
     if match := re.fullmatch(r"ResNet(18|50)-(\d+)-CC", name):
+        if shape[0] != 3:
+            raise ValueError(f"{name} takes images of 3 channels, got {shape[0]}")
         return _imagenet_resnet(f"resnet{match[1]}", int(match[2]), n_classes)
     if match := re.fullmatch(r"ResNet(\d+)(?:-(\d+)-(CP|CC))?", name):
         depth, paths = int(match[1]), int(match[2] or 1)
@@ -347,14 +369,14 @@ def _cifar_resnet(
         stages = [CrossPrediction(1, paths, channels, 16, hidden, norm=True)]
     else:
         stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        stages = [Branches([nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU())])]
+        stages = [_Branches([nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU())])]
         if routing == "CC":
             stages.append(CrossConnection(1, paths, 16, hidden))
     before = 16
     for width in widths:
         if routing == "CP" and width > 16:
             stages.append(CrossPrediction(paths, paths, before, before, hidden, norm=True))
-        stages.append(Branches(branch(before, width) for _ in range(paths)))
+        stages.append(_Branches(branch(before, width) for _ in range(paths)))
         if routing == "CC":
             stages.append(CrossConnection(paths, paths, width, hidden))
         before = width
@@ -362,15 +384,16 @@ def _cifar_resnet(
 
 
 def _imagenet_resnet(name: str, paths: int, n_classes: int) -> MultiPath:
+    check_sizes(paths=paths)
     from torchvision import models
 
     parts = [getattr(models, name)(num_classes=n_classes) for _ in range(paths)]
     first = parts[0]
-    stages = [Branches([nn.Sequential(first.conv1, first.bn1, first.relu, first.maxpool)])]
+    stages = [_Branches([nn.Sequential(first.conv1, first.bn1, first.relu, first.maxpool)])]
     stages.append(CrossConnection(1, paths, 64))
     width = first.fc.in_features // 8
     for layer in ("layer1", "layer2", "layer3", "layer4"):
-        stages.append(Branches(getattr(part, layer) for part in parts))
+        stages.append(_Branches(getattr(part, layer) for part in parts))
         stages.append(CrossConnection(paths, paths, width))
         width *= 2
     dense = ParallelDense(paths, first.fc.in_features, n_classes, relu=False)

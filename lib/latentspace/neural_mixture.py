@@ -19,7 +19,7 @@ from latentspace.estimators import (
     fitting,
     initial_weights,
 )
-from latentspace.images import image_tensor
+from latentspace.images import has_images, image_tensor
 from latentspace.networks import convnet, mlp
 from latentspace.relevance import (
     RelevanceNorm,
@@ -213,7 +213,7 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
         clusters, or parameters out of range.
         """
         with fitting(self):
-            if np.ndim(X) in (3, 4):
+            if has_images(X):
                 x = image_tensor(X)
                 self.image_shape_ = tuple(x.shape[1:])
             else:
@@ -287,13 +287,8 @@ class NeuralMixture(ClusterMixin, BaseEstimator):
 
     def _normalized(self, X: ArrayLike) -> torch.Tensor:
         check_is_fitted(self)
-        if not hasattr(self, "image_shape_"):
+        if hasattr(self, "image_shape_"):
+            x = image_tensor(X, shape=self.image_shape_)
+        else:
             x = self._standardised(validate_data(self, X, reset=False, dtype=np.float64))
-            return predict(self.model_, x)
-        x = image_tensor(X)
-        if x.shape[1:] != self.image_shape_:
-            raise ValueError(
-                f"images are {tuple(x.shape[1:])} (channels, height, width), "
-                f"those of fit were {self.image_shape_}"
-            )
         return predict(self.model_, x)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "CrossConnection", "CrossPrediction", "CrossStitch", "GateNetwork", "SqueezeExcitation",
-    "route", "route_gradient", "spread", "stack",
+    "check_sizes", "route", "route_gradient", "spread", "stack",
 ]  # fmt: skip
 
 # --- mathematics ----------------------------------------------------------------------------------
@@ -47,11 +47,15 @@ def route(paths: Tensor, gates: Tensor) -> Tensor:
     Returns
     -------
     (n, k, ...). If each row of gates sums to 1, the sum over the k outputs is that over the inputs.
+
+    Raises
+    ------
+    ValueError
+        Gates of other paths or of other images.
     """
     if gates.ndim == 2:
         gates = gates.expand(len(paths), -1, -1)
-    if gates.shape[:2] != paths.shape[:2]:
-        raise ValueError(f"gates {tuple(gates.shape)} do not fit paths {tuple(paths.shape)}")
+    _check_gates(paths, gates)
     mixed = gates.transpose(1, 2) @ paths.flatten(2)
     return mixed.unflatten(2, paths.shape[2:])
 
@@ -62,15 +66,14 @@ def spread(paths: Tensor, gates: Tensor) -> Tensor:
     ``paths`` (n, m, c, ...) and ``gates`` (n, m, k) give (n, k, m c, ...). A cross-prediction is
     linear, so that gating what goes into it is gating what comes out:
     :math:`\sum_i g_{ij} W_{ij} X_i = W_j\, [g_{1j} X_1, \dots, g_{mj} X_m]`, one convolution an
-    output instead of one a pair.
+    output instead of one a pair. ValueError for gates of other paths or of other images.
     """
+    _check_gates(paths, gates)
     gates = gates.transpose(1, 2).reshape(len(paths), -1, paths.shape[1], *[1] * (paths.ndim - 2))
     return (gates * paths[:, None]).flatten(2, 3)
 
 
-def route_gradient(
-    paths: Tensor, weights: Tensor, upstream: Tensor
-) -> tuple[Tensor, Tensor]:
+def route_gradient(paths: Tensor, weights: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
     r"""Back through a cross-connection with one-layer gates, by hand: eq. 3.9-3.15.
 
     The router is :math:`A_i = W^i X_i`, :math:`G_i = \mathrm{softmax}(A_i)`,
@@ -89,7 +92,18 @@ def route_gradient(
     -------
     (n, m, c) and (m, k, c): the derivatives with respect to X (eq. 3.15) and W (eq. 3.14, summed
     over the images).
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not agree.
     """
+    (n, m, c), k = paths.shape, upstream.shape[1]
+    if weights.shape != (m, k, c) or upstream.shape != (n, k, c):
+        raise ValueError(
+            f"weights {tuple(weights.shape)} and upstream {tuple(upstream.shape)} do not fit "
+            f"paths {tuple(paths.shape)}"
+        )
     gates = torch.einsum("nmc,mkc->nmk", paths, weights).softmax(-1)
     to_gates = torch.einsum("nkc,nmc->nmk", upstream, paths)  # eq. 3.10
     # Eq. 3.12 and 3.13: the Jacobian of softmax is diag(g) - g g', which is symmetric.
@@ -98,6 +112,13 @@ def route_gradient(
     direct = torch.einsum("nmk,nkc->nmc", gates, upstream)
     to_paths = direct + torch.einsum("nmk,mkc->nmc", to_scores, weights)
     return to_paths, to_weights
+
+
+def check_sizes(**sizes: int) -> None:
+    """ValueError, with the name, for a number that is no integer >= 1."""
+    for name, size in sizes.items():
+        if not (size >= 1 and size % 1 == 0):
+            raise ValueError(f"{name} must be an integer >= 1, got {size}")
 
 
 # --- routers --------------------------------------------------------------------------------------
@@ -119,11 +140,16 @@ class GateNetwork(nn.Module):
 
     ``forward``: (n, m, c, ...) to gates (n, m, k), each row positive and summing to 1. The scores
     A before the softmax are the output of the submodule ``scores``.
+
+    Raises
+    ------
+    ValueError
+        A number that is no integer >= 1.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, hidden: int = 10) -> None:
         super().__init__()
-        _check(inputs=inputs, outputs=outputs, width=width, hidden=hidden)
+        check_sizes(inputs=inputs, outputs=outputs, width=width, hidden=hidden)
         self.scores = _Scores(inputs, outputs, width, hidden)
 
     def forward(self, paths: Tensor) -> Tensor:
@@ -131,6 +157,8 @@ class GateNetwork(nn.Module):
 
 
 class _Scores(nn.Module):
+    """Pooling and the two layers, with biases: (n, m, c, ...) to A, (n, m, k), eq. 3.3 and 3.4."""
+
     def __init__(self, inputs: int, outputs: int, width: int, hidden: int) -> None:
         super().__init__()
         self.weight1 = nn.Parameter(torch.randn(inputs, width, hidden) * (1 / width) ** 0.5)
@@ -149,16 +177,16 @@ class CrossConnection(nn.Module):
 
     With one input it is the one-to-many connector. Parameters as in `GateNetwork`;
     ``forward``: a list of m tensors (n, c, ...), or (n, m, c, ...), to (n, k, c, ...). ValueError
-    for paths of different shapes or another number of them.
+    for paths of different shapes, of another width or another number of them.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, hidden: int = 10) -> None:
         super().__init__()
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.width = inputs, width
         self.gates = GateNetwork(inputs, outputs, width, hidden)
 
     def forward(self, paths: Sequence[Tensor] | Tensor) -> Tensor:
-        paths = _checked(paths, self.inputs)
+        paths = _checked(paths, self.inputs, self.width)
         return route(paths, self.gates(paths))
 
 
@@ -174,10 +202,16 @@ class CrossPrediction(nn.Module):
     kernel : int
         Side of the convolution, odd, which keeps the size of the maps; 0 for vectors.
     norm : bool
-        Batch normalisation of the sum, an output's own, before the ReLU (T2).
+        Batch normalisation of the sum, an output's own, before the ReLU (T2); for maps only.
 
     ``forward``: a list of m tensors (n, width, ...), or (n, m, width, ...), to
     (n, k, features, ...). All predictions of one output are one convolution: see `spread`.
+
+    Raises
+    ------
+    ValueError
+        A number that is no integer >= 1, a kernel that is not odd, ``norm`` for vectors; in
+        ``forward``, paths of different shapes, of another width or another number of them.
     """
 
     def __init__(
@@ -191,8 +225,12 @@ class CrossPrediction(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        _check(features=features)
-        self.inputs, self.outputs, self.kernel = inputs, outputs, kernel
+        check_sizes(features=features)
+        if kernel and not (kernel > 0 and kernel % 2 == 1):
+            raise ValueError(f"kernel must be odd, or 0 for vectors, got {kernel}")
+        if norm and not kernel:
+            raise ValueError("norm is batch normalisation of maps, and kernel=0 is for vectors")
+        self.inputs, self.width, self.kernel = inputs, width, kernel
         self.gates = GateNetwork(inputs, outputs, width, hidden)
         sides = (kernel, kernel) if kernel else ()
         # Glorot's start for one prediction, as if it stood alone.
@@ -203,7 +241,7 @@ class CrossPrediction(nn.Module):
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, paths: Sequence[Tensor] | Tensor) -> Tensor:
-        paths = _checked(paths, self.inputs)
+        paths = _checked(paths, self.inputs, self.width)
         gates = self.gates(paths)
         seen, bias = spread(paths, gates), torch.einsum("nmk,mkf->nkf", gates, self.bias)
         if self.kernel:
@@ -222,12 +260,17 @@ class CrossStitch(nn.Module):
 
     The matrix ``gates`` (inputs, outputs) is free: nothing makes its rows sum to 1. It starts at
     .9 from a path to itself, the rest being shared by the others, or at 1 from a single input.
+
+    ``inputs, outputs`` : m and k, integers >= 1. ``forward`` as in `CrossConnection`, for paths of
+    any width. ValueError as there.
+
+    Source: cross-stitch networks, the thesis's reference 57.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        _check(inputs=inputs, outputs=outputs)
-        self.inputs, self.outputs = inputs, outputs
+        check_sizes(inputs=inputs, outputs=outputs)
+        self.inputs = inputs
         start = torch.full((inputs, outputs), 0.1 / max(1, outputs - 1))
         start.fill_diagonal_(0.9)
         self.gates = nn.Parameter(start if inputs > 1 else torch.ones(1, outputs))
@@ -239,13 +282,15 @@ class CrossStitch(nn.Module):
 class SqueezeExcitation(nn.Module):
     """Each channel is multiplied by a gate in (0, 1) that all channels' means decide.
 
-    ``width`` channels, ``hidden`` units between the two layers; (n, c, height, width) to the same.
+    ``width`` channels, ``hidden`` units between the two layers, both integers >= 1 (ValueError);
+    ``forward``: (n, c, height, width) to the same.
+
     Source: squeeze-and-excitation networks, the thesis's reference 63.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        _check(width=width, hidden=hidden)
+        check_sizes(width=width, hidden=hidden)
         self.squeeze, self.excite = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -253,14 +298,16 @@ class SqueezeExcitation(nn.Module):
         return maps * gates[:, :, None, None]
 
 
-def _check(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1 or size != int(size):
-            raise ValueError(f"{name} must be an integer >= 1, got {size}")
+def _check_gates(paths: Tensor, gates: Tensor) -> None:
+    if gates.ndim != 3 or gates.shape[:2] != paths.shape[:2]:
+        raise ValueError(f"gates {tuple(gates.shape)} do not fit paths {tuple(paths.shape)}")
 
 
-def _checked(paths: Sequence[Tensor] | Tensor, inputs: int) -> Tensor:
+def _checked(paths: Sequence[Tensor] | Tensor, inputs: int, width: int | None = None) -> Tensor:
     paths = stack(paths)
-    if paths.ndim < 3 or paths.shape[1] != inputs:
-        raise ValueError(f"need {inputs} paths (n, {inputs}, c, ...), got {tuple(paths.shape)}")
+    fits = paths.ndim >= 3 and paths.shape[1] == inputs and width in (None, paths.shape[2])
+    if not fits:
+        raise ValueError(
+            f"need {inputs} paths (n, {inputs}, {width or 'c'}, ...), got {tuple(paths.shape)}"
+        )
     return paths
