@@ -42,7 +42,8 @@ def test_permuted_and_rotated():
     images = np.tile(IMAGES[:5], (2, 1, 1))
     mixed = contexts.permuted(images, context, 3)
     np.testing.assert_array_equal(mixed[:5], images[:5])
-    np.testing.assert_allclose(np.sort(mixed[5:].reshape(5, -1)), np.sort(images[5:].reshape(5, -1)))
+    flat = [part[5:].reshape(5, -1) for part in (mixed, images)]
+    np.testing.assert_allclose(*np.sort(flat, axis=2))
     np.testing.assert_array_equal(mixed, contexts.permuted(images, context, 3))
     turned = contexts.rotated(90)(images, context, 0)
     np.testing.assert_allclose(turned[:5], images[:5], atol=1e-6)
@@ -110,7 +111,10 @@ def test_seeds_are_trained_as_if_alone():
 
 def test_ideal_gates_keep_the_contexts_apart():
     torch.manual_seed(3)
-    gates = lambda r, m, k, w: IdealGates(m, k) if r == 0 else apart(1)(r, m, k, w)
+
+    def gates(r, m, k, w):
+        return IdealGates(m, k) if r == 0 else apart(1)(r, m, k, w)
+
     net = GatedDense([6, 4, 3], gates, 1)
     x = torch.randn(4, 1, 6)
     context = torch.tensor([0, 0, 1, 1])[:, None]
@@ -152,3 +156,24 @@ def test_it_learns():
     torch.manual_seed(6)
     net = contexts.train_together(GatedDense([64, 16, 10], learned(2), 2), tasks[0], 8)
     assert (contexts.accuracy(net, tasks[1]) > 0.7).all()
+
+
+def test_the_rate_is_chosen_by_the_training_loss():
+    task = draw_task(IMAGES, LABELS, [0, 1], 200, 20, contexts.inverted)[0]
+
+    def build():
+        torch.manual_seed(7)
+        return GatedDense([64, 8, 10], apart(2), 2)
+
+    net, rate = contexts.train_at_best_rate(build, task, 2, [1e-6, 0.05, 1e4])
+    assert rate == 0.05
+    again = contexts.train_together(build(), task, 2, lr=0.05)
+    for a, b in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_told_adds_the_context_and_changes_no_pixel():
+    task = draw_task(IMAGES, LABELS, [0, 1], 30, 5, contexts.inverted)[0]
+    more = contexts.told(task, 3)
+    assert torch.equal(more.x[..., :64], task.x)
+    assert torch.equal(more.x[..., 64:].mean(-1), 4.0 * task.context - 2)

@@ -23,7 +23,8 @@ from latentspace.routing import GateNetwork
 
 __all__ = [
     "ConstantGates", "GatedDense", "IdealGates", "LearnedGates", "Task", "accuracy", "draw_task",
-    "inverted", "permuted", "rotated", "separation", "train_together",
+    "inverted", "permuted", "rotated", "separation", "told", "train_at_best_rate",
+    "train_together",
 ]  # fmt: skip
 
 Change = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -112,6 +113,15 @@ def rotated(angle: float) -> Change:
         return warp(x, matrices)[:, 0].clamp(0, 1).numpy()
 
     return change
+
+
+def told(task: Task, copies: int = 16) -> Task:
+    """The task with the context among the pixels: so many more, -2 or 2.
+
+    What a network gains by it is what knowing the context is worth without any routing.
+    """
+    marks = (4.0 * task.context - 2)[..., None].expand(-1, -1, copies)
+    return task._replace(x=torch.cat([task.x, marks], -1))
 
 
 # --- gates ----------------------------------------------------------------------------------------
@@ -269,6 +279,31 @@ def train_together(
         if callback:
             callback(epoch)
     return network
+
+
+def train_at_best_rate(
+    build: Callable[[], GatedDense],
+    task: Task,
+    epochs: int,
+    rates: list[float],
+    **options: object,
+) -> tuple[GatedDense, float]:
+    """`train_together` at each rate; the network of least loss on its own training images.
+
+    ``build`` makes the same untrained network each time. Returns the network and its rate; a
+    network whose loss is not finite is never chosen. ValueError if all are such.
+    """
+    best = None
+    for rate in rates:
+        network = train_together(build(), task, epochs, lr=rate, **options)
+        with torch.no_grad():
+            logits = network(task.x, task.context)
+            loss = float(F.cross_entropy(logits.flatten(0, 1), task.y.flatten()))
+        if np.isfinite(loss) and (best is None or loss < best[0]):
+            best = loss, network, rate
+    if best is None:
+        raise ValueError(f"no rate of {rates} has a finite loss")
+    return best[1:]
 
 
 @torch.no_grad()
