@@ -1,5 +1,7 @@
 """The thesis's networks: their parameters, both forms of their paths, and the estimator."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -94,11 +96,12 @@ def test_T5_hidden_units_of_the_gates_from_the_counts():
         rest = sum((c + 1) * hidden + (hidden + 1) * paths for c in (16, 32, 64))
         return first + paths * rest
 
-    names = [name for name in PRINTED if name.startswith("ResNet") and name.endswith("CC")]
+    paths = {name: int(name[9]) for name in PRINTED if re.fullmatch(r"ResNet.*CC", name)}
+    rest = {name: count(network(name)) - gates(x, 40) for name, x in paths.items()}
     fitting = [
         hidden for hidden in range(4, 65)
-        if all(round((count(network(name)) - gates(int(name[9]), 40) + gates(int(name[9]), hidden))
-                     / 1e6, 2) == PRINTED[name] for name in names)
+        if all(round((rest[name] + gates(x, hidden)) / 1e6, 2) == PRINTED[name]
+               for name, x in paths.items())
     ]  # fmt: skip
     assert 40 in fitting and min(fitting) > 16
 

@@ -23,7 +23,7 @@ from latentspace.routing import GateNetwork
 
 __all__ = [
     "ConstantGates", "GatedDense", "IdealGates", "LearnedGates", "Task", "accuracy", "draw_task",
-    "inverted", "permuted", "rotated", "separation", "told", "train_at_best_rate",
+    "inverted", "mean_loss", "permuted", "rotated", "separation", "told", "train_at_best_rate",
     "train_together",
 ]  # fmt: skip
 
@@ -293,17 +293,22 @@ def train_at_best_rate(
     ``build`` makes the same untrained network each time. Returns the network and its rate; a
     network whose loss is not finite is never chosen. ValueError if all are such.
     """
-    best = None
-    for rate in rates:
-        network = train_together(build(), task, epochs, lr=rate, **options)
-        with torch.no_grad():
-            logits = network(task.x, task.context)
-            loss = float(F.cross_entropy(logits.flatten(0, 1), task.y.flatten()))
-        if np.isfinite(loss) and (best is None or loss < best[0]):
-            best = loss, network, rate
-    if best is None:
+    networks = {
+        rate: train_together(build(), task, epochs, lr=rate, **options) for rate in rates
+    }
+    losses = {rate: mean_loss(network, task) for rate, network in networks.items()}
+    best = min(losses, key=losses.get)
+    if losses[best] == np.inf:
         raise ValueError(f"no rate of {rates} has a finite loss")
-    return best[1:]
+    return networks[best], best
+
+
+@torch.no_grad()
+def mean_loss(network: GatedDense, task: Task) -> float:
+    """Mean cross-entropy over images and seeds; infinite where it is not a number."""
+    logits = network(task.x, task.context)
+    loss = float(F.cross_entropy(logits.flatten(0, 1), task.y.flatten()))
+    return loss if np.isfinite(loss) else np.inf
 
 
 @torch.no_grad()
