@@ -18,8 +18,6 @@ from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
 from latentspace.images import random_affine, random_shift
-from latentspace.multipath import network
-from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier, convnet
 from latentspace.neural_mixture import NeuralMixture, two_fold_step
 from latentspace.relevance import RelevanceNorm
@@ -30,8 +28,8 @@ PARAMS = chapters.NOTEBOOKS / "params"
 # What a set's images are: channels and size. A chapter looks at the data; this must not.
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
-TESTED = {"02_deepkde", "03_multipath_routing", "05_neural_mixtures", "06_clustering_images",
-          "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
+TESTED = {"02_deepkde", "05_neural_mixtures", "06_clustering_images", "11_swapped_predictions",
+          "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 
@@ -105,18 +103,6 @@ def test_deepkde_reshaping():
     assert model.n_iter_ == 1
     assert np.isfinite(model.history_.loc[0]).all()
     assert model.transform(x[:3]).shape == (3, 10)
-
-
-def test_multipath_routing():
-    """One step of the thesis's two-path network on images of its size."""
-    values, rng = settings("03_multipath_routing"), np.random.default_rng(0)
-    images = rng.integers(0, 256, (10, *2 * (values["photos_side"],), 3), dtype=np.uint8)
-    model = MultiPathClassifier(
-        values["photos_plan"], epochs=1, batch_size=10, shift=values["photos_shift"], flip=True
-    ).fit(images, np.arange(10))
-    assert np.isfinite(model.history_.loc[0]).all()
-    size = sum(p.numel() for p in model.model_.parameters())
-    assert size == sum(p.numel() for p in network("BaseCNN-2-CC").parameters())
 
 
 @pytest.mark.parametrize("which", range(4))
