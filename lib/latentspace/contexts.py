@@ -10,7 +10,7 @@ that do not meet in a router do not meet at all. So ten trainings cost little mo
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,7 +71,8 @@ def draw_task(
     if train_n + test_n > len(images):
         raise ValueError(f"{len(images)} images cannot give {train_n} and {test_n}")
     pixels = images / 255 if images.dtype == np.uint8 else np.asarray(images)
-    count, parts = int(labels.max()) + 1, ([], [])
+    count = int(labels.max()) + 1
+    parts: tuple[list, list] = ([], [])
     for seed in seeds:
         rng = np.random.default_rng([seed, 3])
         rows = rng.permutation(len(images))
@@ -286,18 +287,16 @@ def train_at_best_rate(
     task: Task,
     epochs: int,
     rates: list[float],
-    **options: object,
+    **options: Any,
 ) -> tuple[GatedDense, float]:
     """`train_together` at each rate; the network of least loss on its own training images.
 
     ``build`` makes the same untrained network each time. Returns the network and its rate; a
     network whose loss is not finite is never chosen. ValueError if all are such.
     """
-    networks = {
-        rate: train_together(build(), task, epochs, lr=rate, **options) for rate in rates
-    }
+    networks = {rate: train_together(build(), task, epochs, lr=rate, **options) for rate in rates}
     losses = {rate: mean_loss(network, task) for rate, network in networks.items()}
-    best = min(losses, key=losses.get)
+    best = min(losses, key=lambda rate: losses[rate])
     if losses[best] == np.inf:
         raise ValueError(f"no rate of {rates} has a finite loss")
     return networks[best], best
