@@ -1,5 +1,7 @@
 """The thesis's networks: their parameters, both forms of their paths, and the estimator."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,51 @@ def test_base_cnn_counted_by_hand():
     gates = sum(10 * width + 10 + 10 * 3 + 3 for width in (32, 64, 128, 128))
     one_to_many = 10 * 3 + 10 + 10 * 3 + 3
     assert count(network("BaseCNN-3-CC")) == 3 * expected + 3 * gates + one_to_many
+
+
+def test_T2_without_batch_normalisation_fewer_counts_are_met():
+    """The layers are a guess that fits; batch normalisation is part of it."""
+    met = {
+        norm: sum(round(count(network(name, norm=norm)) / 1e6, 2) == PRINTED[name]
+                  for name in list(PRINTED)[:9])
+        for norm in (True, False)
+    }  # fmt: skip
+    assert met[True] == 9 > met[False]
+
+
+def test_T3_the_double_width_has_three_times_the_parameters():
+    base, wide = network("BaseCNN"), network("WideCNN")
+    assert count(wide) / count(base) == pytest.approx(3.03, abs=0.005)
+    assert round(1.67 / 0.55, 2) == 3.04
+    maps = [sum(p.numel() for p in model.parameters() if p.ndim == 4) for model in (base, wide)]
+    assert maps[1] / maps[0] == pytest.approx(3.99, abs=0.005)
+
+
+def test_T4_numbers_that_do_not_agree():
+    """Table 3.2 against its own rows and the text of section 3.4.1."""
+    error = {"VGG16": 6.98, "2-CP": 7.24, "2-CC": 7.03, "3-CC": 6.51, "4-CC": 6.55}
+    assert min(error["2-CP"], error["2-CC"]) > error["VGG16"]
+    assert error["4-CC"] > error["3-CC"]  # the bold one is not the best
+    assert round(PRINTED["BaseCNN"] + PRINTED["WideCNN"] + 2.0, 2) != 4.27
+    assert round(3 * PRINTED["BaseCNN"], 2) != 1.5
+    assert {"SEBaseCNN", "SEDeepCNN"} <= PRINTED.keys() | OTHERS.keys()
+
+
+def test_T5_hidden_units_of_the_gates_from_the_counts():
+    """About forty in the ResNets: far fewer or more do not give the printed counts."""
+    def gates(paths, hidden):
+        first = (16 + 1) * hidden + (hidden + 1) * paths
+        rest = sum((c + 1) * hidden + (hidden + 1) * paths for c in (16, 32, 64))
+        return first + paths * rest
+
+    paths = {name: int(name[9]) for name in PRINTED if re.fullmatch(r"ResNet.*CC", name)}
+    rest = {name: count(network(name)) - gates(x, 40) for name, x in paths.items()}
+    fitting = [
+        hidden for hidden in range(4, 65)
+        if all(round((rest[name] + gates(x, hidden)) / 1e6, 2) == PRINTED[name]
+               for name, x in paths.items())
+    ]  # fmt: skip
+    assert 40 in fitting and min(fitting) > 16
 
 
 @pytest.mark.slow

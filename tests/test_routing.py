@@ -114,6 +114,24 @@ def test_cross_prediction_normalises_each_output_by_itself():
     torch.testing.assert_close(router.norm.running_mean, 0.1 * mean)
 
 
+def test_T1_an_output_is_no_average_of_the_inputs():
+    """Gates sum to 1 over outputs; equal inputs then come out scaled, by their column's sum."""
+    torch.manual_seed(8)
+    router = CrossConnection(3, 2, 4).double()
+    x = draw(1, 1, 4).expand(1, 3, 4)
+    gates = router.gates(x)
+    torch.testing.assert_close(gates.sum(2), torch.ones(1, 3, dtype=gates.dtype))
+    assert (gates.sum(1) - 1).abs().min() > 0.1
+    torch.testing.assert_close(router(x), gates.sum(1)[..., None] * x[:, :1])
+
+
+def test_T1_the_jacobian_needs_no_transpose():
+    g = draw(5).softmax(0)
+    jacobian = torch.autograd.functional.jacobian(lambda a: a.softmax(0), g.log())
+    torch.testing.assert_close(jacobian, jacobian.T)
+    torch.testing.assert_close(jacobian, g.diag() - torch.outer(g, g))
+
+
 @settings(max_examples=15, deadline=None)
 @given(COUNTS, COUNTS, st.integers(0, 99))
 def test_router_gradient_by_hand_is_that_of_autograd(m, k, seed):
@@ -176,8 +194,8 @@ def test_images_do_not_see_each_other():
         torch.testing.assert_close(router(paths)[order], router(paths[order]))
 
 
-def test_a_one_to_many_connector_divides_one_path():
-    """T1: what each output gets is a share of about 1 / k at the start, on average exactly."""
+def test_T1_a_one_to_many_connector_divides_one_path():
+    """What each output gets is a share of about 1 / k at the start, on average exactly."""
     torch.manual_seed(7)
     paths = torch.rand(2000, 1, 8)
     shares = CrossConnection(1, 4, 8).gates(paths)

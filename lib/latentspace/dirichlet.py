@@ -150,6 +150,8 @@ def default_prior(
     ``nu`` is d + 2 by default, the smallest integer for which the prior mean of Sigma exists; it
     then equals psi = ``psi_scale`` * covariance. So the prior follows the data through every
     change of units and every other invertible map: ratios of marginal likelihoods do not move.
+    It is vague about where a cluster lies, not about how many there are: ``psi_scale``, ``nu`` and
+    ``kappa`` all change what one more cluster costs.
     Where the correlations are singular, their eigenvalues are lifted to a millionth of the largest;
     a constant feature gets a millionth of the largest variance (all constant: 1).
     """

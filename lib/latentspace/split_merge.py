@@ -36,7 +36,7 @@ class DPMixture(DirichletMixture[Fit]):
         Concentration of the Dirichlet process.
     kappa, nu : float > 0, float > r - 1, optional
         Of the normal-inverse-Wishart prior; nu is r + 2 by default, where r is the dimension of
-        the subspace that the data fill.
+        the subspace that the data fill. Both move K, nu the more: see chapter 12.
     psi_scale : "learned" or float > 0
         The prior's scale matrix: learned from the clusters (`learn_prior`), or this multiple of
         the data's covariance.
