@@ -25,6 +25,11 @@ def pages() -> list[str]:
     return [toc["root"], *(f for part in toc["parts"] for f in files(part["chapters"]))]
 
 
+# The sidebar's arrow opens the pages under a chapter; the theme gives it no name to be read aloud.
+ARROW = '<summary><span class="toctree-toggle"'
+NAMED_ARROW = ARROW.replace("<summary>", '<summary aria-label="Pages under this chapter">')
+
+
 def build(out: Path) -> Path:
     """Build into `out`/_build/html and return the first page's path.
 
@@ -38,6 +43,9 @@ def build(out: Path) -> Path:
     missing = [str(page) for page in html if not page.exists()]
     if missing:  # another major version of jupyter-book exits 0 and builds nothing
         raise SystemExit(f"The build reported no error, but left out {', '.join(missing)}")
+    for page in html:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(ARROW, NAMED_ARROW), encoding="utf-8")
     return html[0]
 
 
