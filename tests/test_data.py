@@ -632,7 +632,8 @@ def test_interrupted_while_a_server_is_silent(stalled, monkeypatch, home):
 
 
 FETCH_IMAGES = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from latentspace import data
 from latentspace.data import downloads, sources
 sources.IMAGENET_SAMPLE, downloads.SILENCE = {url!r}, {silence}
