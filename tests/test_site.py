@@ -155,7 +155,9 @@ CLIPPED = """() => [...document.querySelectorAll("article *")].filter(e => {
     const hides = ["hidden", "clip"].includes(getComputedStyle(e).overflowX);
     return hides && e.clientWidth > 10 && e.scrollWidth > e.clientWidth + 2
 }).map(e => e.outerHTML.slice(0, 300))"""
-SCROLLING = """() => [...document.querySelectorAll("article .cell_output :is(.output, pre)")].filter(
+SCROLLING = """() => [
+    ...document.querySelectorAll("article .cell_output :is(.output, pre)")
+].filter(
     e => e.scrollWidth > e.clientWidth + 2
 ).map(e => e.outerHTML.slice(0, 300))"""
 
