@@ -73,13 +73,15 @@ def test_the_data_exist(name):
     known = {key: value for key, value in values.items() if isinstance(value, str)}
     for key, split in known.items():
         if key.endswith("_split"):
-            assert split in SETS[values[key.removesuffix("_split")]].splits
+            kind = key.removesuffix("_split")
+            sets = [values[kind]] if kind in values else values[f"{kind}_sets"]
+            assert all(split in SETS[each].splits for each in sets)
     for key in ("digits", "colours", "foreign", "images", "photos", "table_set", "moco"):
         assert values.get(key, "digits") in SETS
     for key in ("sets", "table_sets", "imbalanced_sets"):
         assert set(values.get(key, [])) <= set(SETS)
-    for key in ("image_sets", "embedding_sets"):
-        assert all(set(s) <= set(SETS[n].splits) for n, s in values.get(key, {}).items())
+    for source, *splits in values.get("image_sets", {}).values():
+        assert set(splits) <= set(SETS[source].splits)
 
 
 @pytest.mark.parametrize(
