@@ -2,10 +2,10 @@
 
 Each block halves the side, from the image down to 2 x 2. The first half of the blocks are
 *general*, two convolutions of 3 x 3, which together see 5 x 5 pixels; the rest are *specific*, one
-convolution. BatchNorm and Mish follow each. The decoder mirrors the encoder. The thesis says no
-more. That the last convolution of a block has the stride 2, that the decoder doubles the side by a
-transposed convolution of 4 x 4, and that each block has twice the filters of the one before is our
-reading.
+convolution. BatchNorm and Mish (eq. 3.11) follow each. The decoder mirrors the encoder. The thesis
+says no more. That the last convolution of a block has the stride 2, that the decoder doubles the
+side by a transposed convolution of 4 x 4, and that each block has twice the filters of the one
+before is our reading.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DynamicAutoencoder", "Plan", "mish", "padded_size", "plan"]
+__all__ = ["DynamicAutoencoder", "Plan", "padded_size", "plan"]
 
 
 class Plan(NamedTuple):
@@ -23,11 +23,6 @@ class Plan(NamedTuple):
     general: int
     specific: int
     filters: tuple[int, ...]
-
-
-def mish(x: Tensor) -> Tensor:
-    """x tanh(ln(1 + e^x)), thesis eq. 3.11; any shape."""
-    return x * F.softplus(x).tanh()
 
 
 def padded_size(height: int, width: int) -> int:
