@@ -130,7 +130,7 @@ def test_gentle_views_are_small_changes():
     x[:, :, 4:12, 7:9] = 1
     seen = gentle_views(x, torch.Generator().manual_seed(0))
     ink = seen.flatten(1).sum(1) / 16
-    assert 0.8 < float(ink.min()) < 0.95 and 1.05 < float(ink.max()) < 1.25
+    assert 0.78 < float(ink.min()) < 0.95 and 1.05 < float(ink.max()) < 1.3
     places = torch.arange(16.0) - 7.5
     centre = (seen.mean(2).squeeze(1) * places).sum(1) / seen.mean(2).squeeze(1).sum(1)
     assert 1.2 < float(centre.abs().max()) <= 1.8  # a tenth of 16 pixels, and its scaling
