@@ -290,7 +290,7 @@ def _read(key: str, names: tuple[str, ...], n: int) -> dict[str, np.ndarray] | N
     return kept if len(kept[names[0]]) == n else None
 
 
-def _write(key: str, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(key: str, arrays: Mapping[str, Any]) -> None:
     folder = data_home() / "embeddings"
     try:
         folder.mkdir(parents=True, exist_ok=True)
