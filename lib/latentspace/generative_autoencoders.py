@@ -46,7 +46,10 @@ KINDS = {
 }
 """By name. beta = 4 and lambda = 10 are those of Higgins and Tolstikhin; the thesis gives none."""
 
-_ERRORS: dict[str, Callable[..., Tensor]] = {"bernoulli": bernoulli_error, "gaussian": gaussian_error}
+_ERRORS: dict[str, Callable[..., Tensor]] = {
+    "bernoulli": bernoulli_error,
+    "gaussian": gaussian_error,
+}
 
 
 def gentle_views(images: Tensor, generator: torch.Generator) -> Tensor:
