@@ -123,7 +123,7 @@ class TestLogOdds:
         gates.log_odds(a)[0, 0].backward()
         assert a.grad.tolist() == [[1, -1]]
 
-    def test_a_score_can_rise_without_its_gate(self):
+    def test_T22_a_score_can_rise_without_its_gate(self):
         """What section 3.5.2 maximises, the score before the softmax, does not decide the gate."""
         a, b = torch.tensor([1.0, 0.0]), torch.tensor([5.0, 6.0])
         assert b[0] > a[0]
