@@ -261,12 +261,14 @@ def build(source):
 
 def test_scoreboard_page(project, scoreboard):
     page, warnings = build(project)
-    assert "No results have been recorded yet." in page
+    assert "No printed number has been measured yet." in page
     assert warnings == ""
 
-    results.save("02_deepkde", [make(paper=0.94), make(row="before", ours=0.5)], PUBLISHED)
+    ours = make(row="later", paper=None)  # stays with its chapter
+    rows = [make(paper=0.94), make(row="before", ours=0.5, paper=0.6), ours]
+    results.save("02_deepkde", rows, PUBLISHED)
     results.save("02_deepkde", [make()], {"seeds": [7]})
-    results.save("01_measuring_clusters", [make()], PUBLISHED)
+    results.save("01_measuring_clusters", [make(paper=0.94)], PUBLISHED)
     page, warnings = build(project)  # the page is read again, though its text has not changed
     assert warnings == ""
     assert page.count("<table") == 2
@@ -277,12 +279,15 @@ def test_scoreboard_page(project, scoreboard):
     assert page.count('<th class="head') == 2 * len(scoreboard.HEADINGS)
     assert page.count('<th class="stub') == 3
 
-    results.save("02_deepkde", [make(ours=0.123)], PUBLISHED)
+    results.save("02_deepkde", [make(ours=0.123, paper=0.1)], PUBLISHED)
     page, _ = build(project)
     assert "0.123" in page
     (project / "book" / "results" / "02_deepkde.json").unlink()
     page, _ = build(project)
     assert page.count("<table") == 1
+    results.save("01_measuring_clusters", [ours], PUBLISHED)
+    page, _ = build(project)
+    assert page.count("<table") == 0
 
 
 def test_scoreboard_reports_a_broken_file(project, scoreboard):

@@ -128,9 +128,11 @@ def test_no_accessibility_rule_is_broken(page, scheme):
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.evaluate("scheme => document.documentElement.dataset.theme = scheme", scheme)
     page.evaluate("() => Promise.all(document.getAnimations().map(fade => fade.finished))")
+    # Only colours differ between the two.
+    rules = {"runOnly": ["color-contrast", "link-in-text-block"]} if scheme == "dark" else None
     broken = [
         (rule["id"], node["html"], node["failureSummary"])
-        for rule in Axe().run(page).response["violations"]
+        for rule in Axe().run(page, options=rules).response["violations"]
         for node in rule["nodes"]
         if not any(rule["id"] == known and part in node["html"] for known, part in KNOWN)
     ]

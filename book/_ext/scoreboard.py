@@ -1,4 +1,7 @@
-"""The directive ``{scoreboard}``: one table a notebook, from the records in ``book/results``."""
+"""The directive ``{scoreboard}``: one table a notebook, from the records in ``book/results``.
+
+A row is a number that a document prints; what the book alone measures stays with its evidence.
+"""
 
 import sys
 from pathlib import Path
@@ -36,21 +39,23 @@ def results_files(source: Path) -> list[Path]:
 
 
 class Scoreboard(SphinxDirective):
-    """Show every record of every chapter beside the paper's value."""
+    """Show every printed number that a notebook measured, beside what it measured."""
 
     def run(self) -> list[nodes.Node]:
         files = results_files(self.env.srcdir)
         self.env.metadata[self.env.docname]["scoreboard"] = _names(files)
-        if not files:
-            return [nodes.paragraph(text="No results have been recorded yet.")]
-        return [self._table(path) for path in files]
+        tables = [self._table(path, rows) for path in files if (rows := self._printed(path))]
+        return tables or [nodes.paragraph(text="No printed number has been measured yet.")]
 
-    def _table(self, path: Path) -> nodes.table:
+    def _printed(self, path: Path) -> list[dict[str, str]]:
         self.env.note_dependency(str(path))
         try:
-            rows = [results.display_row(entry) for entry in results.read(path)]
+            records = results.read(path)
         except ValueError as error:
             raise self.error(str(error)) from error
+        return [results.display_row(entry) for entry in records if entry["paper"] is not None]
+
+    def _table(self, path: Path, rows: list[dict[str, str]]) -> nodes.table:
         table = nodes.table(classes=["scoreboard"], ids=[f"scoreboard-{path.stem}"])
         caption = nodes.title("", "", self._link(path.stem))
         self.set_source_info(caption)
