@@ -19,6 +19,7 @@ from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
 from latentspace.images import random_affine, random_shift
+from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier, convnet
 from latentspace.neural_mixture import NeuralMixture, two_fold_step
 from latentspace.relevance import RelevanceNorm
@@ -30,8 +31,8 @@ PARAMS = chapters.NOTEBOOKS / "params"
 # What a set's images are: channels and size. A chapter looks at the data; this must not.
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
-TESTED = {"02_deepkde", "05_neural_mixtures", "06_clustering_images", "10_imbalanced_clustering",
-          "10_imbalanced_clustering_evidence", "11_swapped_predictions",
+TESTED = {"02_deepkde", "03_multipath_routing", "05_neural_mixtures", "06_clustering_images",
+          "10_imbalanced_clustering", "10_imbalanced_clustering_evidence", "11_swapped_predictions",
           "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
@@ -177,6 +178,22 @@ def test_sets_of_the_evidence_of_statdec():
             assert split in SETS[name].splits
     pairs = [pair.split(" to ") for pair in values["transfer_pairs"]]
     assert ["svhn", "mnist"] in pairs and {name for pair in pairs for name in pair} <= set(SETS)
+
+
+def test_multipath_at_full_size():
+    """The thesis's two paths: one epoch of one batch, with the gates of all five routers."""
+    values = settings("03_multipath_routing")
+    channels, side = SHAPE[values["photos"]]
+    assert values["photos_side"] == side
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, side, side, channels), dtype=np.uint8)
+    model = MultiPathClassifier(
+        values["photos_plan"], epochs=1, batch_size=20, shift=values["photos_shift"], flip=True,
+        random_state=0, device="cpu",
+    ).fit(images, np.arange(20) % 10)  # fmt: skip
+    assert sum(p.numel() for p in model.model_.parameters()) == 1_111_066  # BaseCNN-2-CC
+    assert np.isfinite(model.history_.loc[0]).all()
+    assert len(model.gates(images)) == values["photos_plan"].split().count("R")
 
 
 def test_swav_at_full_resolution():
