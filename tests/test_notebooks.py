@@ -254,12 +254,13 @@ def run_with_nbval(notebook, folder, timeout=WAIT):
     env = os.environ | {
         "LATENTSPACE_DATA": str(folder / "data"),
         "PYTHONPATH": os.pathsep.join([str(offline), str(library)]),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the others take two seconds to load
     }
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", folder, "-q", "-x"]
-    nbval = ["--nbval-lax", "--nbval-cell-timeout", str(timeout), "--nbval-kernel-name", "python3"]
+    nbval = ["-p", "nbval.plugin", "--nbval-lax", "--nbval-cell-timeout", str(timeout)]
     try:
         return subprocess.run(
-            [*command, *nbval, "-p", "no:cacheprovider", path],
+            [*command, *nbval, "--nbval-kernel-name", "python3", "-p", "no:cacheprovider", path],
             env=env, cwd=folder, timeout=timeout, capture_output=True, text=True,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
