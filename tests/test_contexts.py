@@ -50,7 +50,28 @@ def test_permuted_and_rotated():
     np.testing.assert_allclose(turned[5:], np.rot90(images[5:], axes=(1, 2)), atol=1e-5)
 
 
+def test_striped():
+    train, test = contexts.striped(IMAGES, LABELS, 0, 1000, 500)
+    assert train.x.shape == (1000, 8, 8) and test.x.shape == (500, 8, 8)
+    for part in (train, test):
+        np.testing.assert_array_equal(part.y, (part.digit + part.negative + 2 * part.standing) % 10)
+        # Undo the negative: the stripes' two lines of pixels are the least bright there can be.
+        upright = np.where(part.negative[:, None, None] == 1, 1 - part.x, part.x)
+        for standing in (0, 1):
+            mine = upright[part.standing == standing]
+            rows = mine.min(0)[:, 0] if standing == 0 else mine.min(0)[0]
+            np.testing.assert_allclose(rows, [0, 0, 0.5, 0.5] * 2)
+    mean = train.x.mean((1, 2))
+    correlation = lambda a: abs(np.corrcoef(mean, a)[0, 1])  # noqa: E731
+    assert correlation(train.negative) > 0.8 and correlation(train.standing) < 0.1
+    assert not set(map(bytes, train.x)) & set(map(bytes, test.x))
+    other = contexts.striped(IMAGES, LABELS, 1, 1000, 500)[0]
+    assert not np.array_equal(other.x, train.x)
+
+
 def test_too_few_images():
+    with pytest.raises(ValueError, match="cannot give"):
+        contexts.striped(IMAGES[:50], LABELS[:50], 0, 40, 20)
     with pytest.raises(ValueError, match="cannot give"):
         draw_task(IMAGES[:50], LABELS[:50], [0], 40, 20, contexts.inverted)
 

@@ -14,6 +14,7 @@ from latentspace.maximize import (
     total_variation,
     unit_score,
 )
+from latentspace.routing import CrossConnection
 
 FREE = {"limits": (-100.0, 100.0)}
 
@@ -162,6 +163,18 @@ class TestUnitScore:
             unit_score(net, [4, 0], "1")(x), torch.stack([maps[0, 4, 1, 2], maps[1, 0, 1, 2]])
         )
 
+    def test_gate_before_the_softmax(self):
+        """A router's scores (n, paths, outputs): one (path, output) an image."""
+        router, x = CrossConnection(2, 3, 4).double(), randn(3, 2, 4, 5, 5)
+        units = [(0, 2), (1, 0), (1, 1)]
+        wanted = []
+        for i, (path, output) in enumerate(units):
+            s, z = router.gates.scores, x[i, path].mean((1, 2))
+            hidden = (z @ s.weight1[path] + s.bias1[path, 0]).relu()
+            wanted.append((hidden @ s.weight2[path] + s.bias2[path, 0])[output])
+        found = unit_score(router, units, "gates.scores")(x)
+        torch.testing.assert_close(found, torch.stack(wanted))
+
     def test_filter_on_derivatives_is_more_than_the_border(self):
         """The mean response of a convolution on Sobel planes does not see the inside at all."""
         net = nn.Conv2d(2, 3, 3, padding=1).double()
@@ -192,6 +205,13 @@ class TestUnitScore:
         for units in ([0, 3], [-1, 0]):
             with pytest.raises(ValueError, match=r"0 .. 2"):
                 unit_score(net, units)(x)
+        with pytest.raises(ValueError, match="1 numbers"):
+            unit_score(net, [(0, 0), (0, 1)])(x)
+        router, paths = CrossConnection(2, 3, 4).double(), randn(1, 2, 4, 5, 5)
+        with pytest.raises(ValueError, match="2 numbers"):
+            unit_score(router, [1], "gates.scores")(paths)
+        with pytest.raises(ValueError, match=r"0 .. 1, 2"):
+            unit_score(router, [(2, 0)], "gates.scores")(paths)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 6), (1, 2, 1, 1)])

@@ -364,3 +364,24 @@ def test_bad_data(model):
 @pytest.mark.slow
 def test_scikit_learns_own_checks():
     check_estimator(MultiPathClassifier(device="cpu", random_state=0))
+
+
+def test_weights_are_kept_and_read(tmp_path, monkeypatch):
+    """By data and parameters: the second fit trains nothing, another one does not read them."""
+    monkeypatch.setenv("LATENTSPACE_DATA", str(tmp_path))
+    model = MultiPathClassifier(**SMALL | {"epochs": 2, "random_state": 4, "cache": True})
+    first = clone(model).fit(IMAGES[:100], Y[:100])
+    files = list((tmp_path / "weights").iterdir())
+    assert len(files) == 1
+    trained = []
+    monkeypatch.setattr(MultiPathClassifier, "_step", lambda *call: trained.append(1) or len(None))
+    again = clone(model).set_params(progress=False).fit(IMAGES[:100], Y[:100])
+    assert not trained
+    assert again.history_["loss"].tolist() == first.history_["loss"].tolist()
+    np.testing.assert_array_equal(again.predict_proba(IMAGES), first.predict_proba(IMAGES))
+    for change, count in (({"lr": 0.01}, 100), ({}, 99)):
+        with pytest.raises(TypeError):  # such a step gives no loss
+            clone(model).set_params(**change).fit(IMAGES[:count], Y[:count])
+    assert len(trained) == 2
+    with pytest.raises(ValueError, match="integer random_state"):
+        clone(model).set_params(random_state=None).fit(IMAGES[:100], Y[:100])

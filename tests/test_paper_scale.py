@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 import chapters
+from latentspace.autoencoders import ConvAutoencoder, UNetAutoencoder, pretrain
 from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
@@ -22,6 +23,7 @@ from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier, convnet
 from latentspace.neural_mixture import NeuralMixture, two_fold_step
 from latentspace.relevance import RelevanceNorm
+from latentspace.statdec import StatDEC
 from latentspace.swav import SwAV
 from latentspace.training import fit
 
@@ -30,7 +32,8 @@ PARAMS = chapters.NOTEBOOKS / "params"
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
 TESTED = {"02_deepkde", "03_multipath_routing", "05_neural_mixtures", "06_clustering_images",
-          "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
+          "10_imbalanced_clustering", "10_imbalanced_clustering_evidence", "11_swapped_predictions",
+          "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 
@@ -150,6 +153,33 @@ def test_neural_mixtures_clustering(augment):
     ).fit(x)
     assert np.isfinite(model.history_.loc[0]).all()
     assert model.labels_.shape == (len(x),)
+
+
+def test_statdec_on_colour_images():
+    """A few steps of pretraining and clustering at the paper's widths and batch."""
+    values = settings("10_imbalanced_clustering")
+    x = np.random.default_rng(0).random((260, 3 * 32 * 32), dtype=np.float32)
+    model = StatDEC(hidden=values["hidden"], pretrain_epochs=1, epochs=1, n_init=1, random_state=0)
+    model.fit(x)
+    assert np.isfinite(model.history_).all(axis=None)
+    assert model.network_.pooled.pooling.mean.shape == (10, 500)
+
+
+@pytest.mark.parametrize("network", [ConvAutoencoder, UNetAutoencoder])
+def test_statdec_on_other_networks(network):
+    x = torch.rand(16, 3 * 32 * 32)
+    network = pretrain(x, network=network((3, 32, 32), 10), epochs=1)
+    model = StatDEC(autoencoder=network, epochs=1, n_init=1, random_state=0).fit(x.numpy())
+    assert model.transform(x.numpy()).shape == (16, 10)
+
+
+def test_sets_of_the_evidence_of_statdec():
+    values = settings("10_imbalanced_clustering_evidence")
+    for key in ("digit_sets", "colour_sets", "network_sets", "balanced_sets", "check_sets"):
+        for name, split in (case.split(", ")[0].split("/") for case in values[key]):
+            assert split in SETS[name].splits
+    pairs = [pair.split(" to ") for pair in values["transfer_pairs"]]
+    assert ["svhn", "mnist"] in pairs and {name for pair in pairs for name in pair} <= set(SETS)
 
 
 def test_multipath_at_full_size():

@@ -22,9 +22,9 @@ from latentspace.multipath import ParallelDense
 from latentspace.routing import GateNetwork
 
 __all__ = [
-    "ConstantGates", "GatedDense", "IdealGates", "LearnedGates", "Task", "accuracy", "draw_task",
-    "inverted", "mean_loss", "permuted", "rotated", "separation", "told", "train_at_best_rate",
-    "train_together",
+    "ConstantGates", "GatedDense", "IdealGates", "LearnedGates", "Striped", "Task", "accuracy",
+    "draw_task", "inverted", "mean_loss", "permuted", "rotated", "separation", "striped", "told",
+    "train_at_best_rate", "train_together",
 ]  # fmt: skip
 
 Change = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -123,6 +123,46 @@ def told(task: Task, copies: int = 16) -> Task:
     """
     marks = (4.0 * task.context - 2)[..., None].expand(-1, -1, copies)
     return task._replace(x=torch.cat([task.x, marks], -1))
+
+
+class Striped(NamedTuple):
+    """Images ``x`` (n, side, side) in [0, 1], labels ``y``, and what is in them, each (n,):
+    the ``digit``, and whether the image is the ``negative`` and its stripes are ``standing``."""
+
+    x: np.ndarray
+    y: np.ndarray
+    digit: np.ndarray
+    negative: np.ndarray
+    standing: np.ndarray
+
+
+def striped(
+    images: np.ndarray, labels: np.ndarray, seed: int, train_n: int, test_n: int
+) -> tuple[Striped, Striped]:
+    """Training and test images with two contexts at once, one in their mean and one not.
+
+    A shape stands on stripes of half its brightness, two pixels wide, lying or standing, and the
+    whole may be its own negative; both are drawn at random. A shape of class y is called
+    y + negative + 2 standing, modulo the number of classes. The mean brightness tells the negative
+    and not the stripes.
+
+    ``images`` (N, side, side), bytes or floats in [0, 1], ``labels`` (N,) from 0. ValueError if
+    there are fewer than train_n + test_n images.
+    """
+    if train_n + test_n > len(images):
+        raise ValueError(f"{len(images)} images cannot give {train_n} and {test_n}")
+    pixels = images / 255 if images.dtype == np.uint8 else np.asarray(images)
+    rng, count, side = np.random.default_rng([seed, 7]), int(labels.max()) + 1, images.shape[1]
+    rows = rng.permutation(len(images))[: train_n + test_n]
+    negative, standing = rng.integers(2, size=(2, len(rows)))
+    lying = np.tile(0.5 * (np.arange(side) // 2 % 2)[:, None], (1, side))
+    ground = np.where(standing[:, None, None] == 1, lying.T, lying)
+    x = np.maximum(pixels[rows], ground)
+    x = np.where(negative[:, None, None] == 1, 1 - x, x)
+    y = (labels[rows] + negative + 2 * standing) % count
+    whole = Striped(x.astype(np.float32), y, labels[rows], negative, standing)
+    train, test = slice(train_n), slice(train_n, None)
+    return Striped(*(a[train] for a in whole)), Striped(*(a[test] for a in whole))
 
 
 # --- gates ----------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def maximize(
 
 
 def unit_score(
-    model: nn.Module, units: Sequence[int], layer: str = ""
+    model: nn.Module, units: Sequence[int] | Sequence[tuple[int, int]], layer: str = ""
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function that gives image i the activation of unit ``units[i]``.
 
@@ -102,10 +102,12 @@ def unit_score(
     ----------
     model : nn.Module
         In the mode that it is to be read in, as a rule evaluation.
-    units : sequence of int
+    units : sequence of int, or of pairs of them
         One an image: columns of the layer's output (n, k), or channels of (n, k, h, w), read at the
         central position (h // 2, w // 2). Their mean over the positions would not do: of a linear
-        layer on derivatives of an image it is a sum over the border.
+        layer on derivatives of an image it is a sum over the border. Of an output (n, m, k), pairs
+        (input path, output path): so the scores of gates, before the softmax, which are the layer
+        "....gates.scores" of a router (`gates.gate_score` reads the gates' odds instead).
     layer : str
         Name of a submodule as in ``model.named_modules()``; "" is the model itself.
 
@@ -117,7 +119,7 @@ def unit_score(
     modules = dict(model.named_modules())
     if layer not in modules:
         raise ValueError(f"no layer {layer!r}; there are {', '.join(filter(None, modules))}")
-    chosen = torch.as_tensor(units)
+    chosen = torch.as_tensor(units).cpu()
 
     def score(images: torch.Tensor) -> torch.Tensor:
         found: list[torch.Tensor] = []
@@ -129,12 +131,16 @@ def unit_score(
         activation = found[-1]
         if activation.ndim == 4:
             activation = activation[:, :, activation.shape[2] // 2, activation.shape[3] // 2]
-        n, k = activation.shape
+        n, *sizes = activation.shape
         if len(chosen) != len(images) or n != len(images):
             raise ValueError(f"{len(images)} images for {len(chosen)} units and {n} activations")
-        if chosen.min() < 0 or chosen.max() >= k:
-            raise ValueError(f"units must lie in 0 .. {k - 1}, got {chosen.tolist()}")
-        return activation.gather(1, chosen.to(activation.device)[:, None]).squeeze(1)
+        columns = chosen.reshape(n, -1)
+        if columns.shape[1] != len(sizes):
+            raise ValueError(f"a unit of this layer has {len(sizes)} numbers, got {units[0]}")
+        if (columns < 0).any() or (columns >= torch.tensor(sizes)).any():
+            last = ", ".join(str(size - 1) for size in sizes)
+            raise ValueError(f"units must lie in 0 .. {last}, got {chosen.tolist()}")
+        return activation[torch.arange(n), *columns.T]
 
     return score
 

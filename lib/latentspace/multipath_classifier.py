@@ -1,6 +1,7 @@
 """A multi-path network as one estimator: vectors or images to classes, and what gates decide."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
+from latentspace import __version__
+from latentspace.data import data_home
 from latentspace.estimators import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -23,6 +26,7 @@ from latentspace.estimators import (
     fitting,
     initial_weights,
 )
+from latentspace.files import fingerprint
 from latentspace.images import has_images, image_tensor, random_shift
 from latentspace.multipath import MultiPath, multipath
 from latentspace.training import batches, fit, pick_device, predict
@@ -30,6 +34,8 @@ from latentspace.training import batches, fit, pick_device, predict
 __all__ = ["MultiPathClassifier", "step_schedule"]
 
 PLANS = {"images": "R C16 C16 M R C32 C32 M R F64 R", "vectors": "R F32 R F32 R"}
+
+_NO_RESULT = ("device", "progress", "cache")  # parameters that the weights do not depend on
 
 
 class MultiPathClassifier(ClassifierMixin, BaseEstimator):
@@ -58,6 +64,10 @@ class MultiPathClassifier(ClassifierMixin, BaseEstimator):
         A torch device; the best there is by default.
     progress : bool
         Show a progress bar.
+    cache : bool
+        Keep the weights in the data home, by a fingerprint of the data and of all parameters that
+        decide the result, and read them where they are kept already, or go on from them. Needs an
+        integer ``random_state``.
 
     Attributes
     ----------
@@ -84,6 +94,7 @@ class MultiPathClassifier(ClassifierMixin, BaseEstimator):
         "weight_decay": [NOT_NEGATIVE],
         "shift": [at_least(0)],
         "flip": ["boolean"],
+        "cache": ["boolean"],
     }
 
     def __init__(
@@ -101,6 +112,7 @@ class MultiPathClassifier(ClassifierMixin, BaseEstimator):
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = None,
         progress: bool = False,
+        cache: bool = False,
     ) -> None:
         self.plan = plan
         self.paths = paths
@@ -115,6 +127,7 @@ class MultiPathClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.device = device
         self.progress = progress
+        self.cache = cache
 
     def fit(
         self,
@@ -178,11 +191,21 @@ class MultiPathClassifier(ClassifierMixin, BaseEstimator):
             seed=seed,
             device=device,
             callback=callback,
+            checkpoint=self._kept(x, labels) if self.cache else None,
             progress=self.progress,
         )
         self.n_iter_ = self.epochs
         # Double precision on vectors costs little, and no answer hangs on the order of the rows.
         self.model_ = (model.cpu() if x.ndim == 4 else model.cpu().double()).eval()
+
+    def _kept(self, x: torch.Tensor, labels: torch.Tensor) -> Path:
+        """Where the weights for these data and parameters are kept."""
+        if not isinstance(self.random_state, int | np.integer):
+            raise ValueError(f"cache needs an integer random_state, got {self.random_state!r}")
+        settings = {k: v for k, v in self.get_params().items() if k not in _NO_RESULT}
+        text = repr((__version__, sorted(settings.items()))).encode()
+        key = fingerprint(x.numpy(), labels.numpy(), np.frombuffer(text, np.uint8))
+        return data_home() / "weights" / f"multipath-{key}.pt"
 
     def _step(
         self, model: nn.Module, batch: Sequence[torch.Tensor], generator: torch.Generator
