@@ -287,22 +287,17 @@ def train_together(
     *,
     batch_size: int = 100,
     lr: float = 0.05,
-    gate_rate: float = 1.0,
     seed: int = 0,
     callback: Callable[[int], None] | None = None,
 ) -> GatedDense:
     """SGD with momentum .9 on the sum of the seeds' losses: each seed is trained as if alone.
 
-    The rate is a tenth after 40 % and a hundredth after 75 % of the epochs, weight decay 1e-4; the
-    gates learn at ``gate_rate`` times the rate. Each seed shuffles its images every epoch; a last
-    batch that is not full is left out. ``callback(epoch)`` follows each epoch (1, 2, ...).
+    The rate is a tenth after 40 % and a hundredth after 75 % of the epochs, weight decay 1e-4. Each
+    seed shuffles its images every epoch; a last batch that is not full is left out.
+    ``callback(epoch)`` follows each epoch (1, 2, ...).
     """
-    gates = [p for p in network.gates.parameters() if p.requires_grad]
-    rates = [
-        {"params": network.layers.parameters()},
-        {"params": gates, "lr": lr * gate_rate},
-    ]
-    optimizer = torch.optim.SGD(rates, lr, 0.9, weight_decay=1e-4)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr, 0.9, weight_decay=1e-4)
     milestones = [round(0.4 * epochs), round(0.75 * epochs)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, 0.1)
     generator, column = torch.Generator().manual_seed(seed), torch.arange(network.seeds)
