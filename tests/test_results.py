@@ -6,6 +6,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -288,6 +289,18 @@ def test_scoreboard_page(project, scoreboard):
     results.save("01_measuring_clusters", [ours], PUBLISHED)
     page, _ = build(project)
     assert page.count("<table") == 0
+
+
+def test_scoreboard_needs_none_of_the_librarys_dependencies():
+    """`make book` installs what shows stored outputs, and no numpy."""
+    missing = "numpy", "scipy", "pandas", "sklearn", "matplotlib", "torch", "torchvision"
+    script = (
+        "import sys, runpy\n"
+        f"sys.modules.update(dict.fromkeys({missing!r}))\n"
+        f"runpy.run_path({str(EXTENSION)!r})['results'].read"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_scoreboard_reports_a_broken_file(project, scoreboard):

@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["fingerprint", "replacing", "write_bytes"]
 
@@ -41,8 +42,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return Path(path)
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
+def fingerprint(*arrays: "np.ndarray") -> str:
     """Return 12 hex characters of a sha256 over each array's dtype, shape and bytes."""
+    import numpy as np  # not above: the site is built without it, and reads records through here
+
     digest = hashlib.sha256()
     for array in arrays:
         array = np.asarray(array, order="C")
