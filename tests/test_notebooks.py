@@ -27,7 +27,7 @@ NAMES = chapters.names()
 REVISED = [name for name in NAMES if name not in UNREVISED]
 
 SETUP = (chapters.ROOT / "book" / "tools" / "setup_cell.py").read_text().strip()
-CPU_SECONDS = 60  # at most 15 s on a quiet machine, up to four times that on a shared one
+CPU_SECONDS = 45  # at most 15 s on a quiet machine, three times that on a shared one
 WAIT = 500  # and then something hangs
 
 each = pytest.mark.parametrize("name", NAMES)
