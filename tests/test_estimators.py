@@ -20,6 +20,7 @@ from torchvision.models import vit_b_16
 from latentspace import data
 from latentspace.deepkde import DeepKDE
 from latentspace.estimators import column_scales, draw_seed, initial_weights
+from latentspace.mixture_of_experts import MixtureOfExperts
 from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier
 from latentspace.neural_mixture import NeuralMixture
@@ -35,6 +36,9 @@ def jitter(x, generator):
     return x + 0.05 * torch.randn(x.shape, generator=generator)
 
 
+EXPERTS = {"latent_dim": 2, "umap": False, "filters": 1, "expert_dim": 2, "pretrain_epochs": 1,
+           "manager_epochs": 1, "epochs": 2, "expert_epochs": 1}  # fmt: skip
+
 # Name: (estimator, data to fit, labels, other data of another unit).
 CASES = {
     "DeepKDE": (
@@ -43,6 +47,13 @@ CASES = {
     "DeepKDE to a normal": (
         DeepKDE("normal", hidden=(8,), epochs=3, batch_size=100, **SEEDED),
         MOONS.x, MOONS.y, 9 * MOONS.x + 7,
+    ),
+    "MixtureOfExperts": (
+        MixtureOfExperts("gaussian", 2, **EXPERTS, views=None, **SEEDED),
+        MOONS.x, None, 9 * MOONS.x + 7,
+    ),
+    "MixtureOfExperts on images": (
+        MixtureOfExperts("gaussian", 2, **EXPERTS, **SEEDED), IMAGES, None, 255 - IMAGES[:20]
     ),
     "MultiPathClassifier": (
         MultiPathClassifier("R F8 R", epochs=3, **SEEDED), MOONS.x, MOONS.y, 9 * MOONS.x + 7
@@ -354,7 +365,7 @@ def test_parameters_changed_after_a_fit_have_no_say(case):
 
 
 @pytest.mark.parametrize("name", [
-    "deepkde", "multipath_classifier", "neural_mixture", "swav", "extractors",
+    "deepkde", "mixture_of_experts", "multipath_classifier", "neural_mixture", "swav", "extractors",
 ])  # fmt: skip
 def test_an_estimators_import_brings_no_more_than_it_needs(name):
     code = f"import sys, latentspace.{name}; print(*sys.modules)"

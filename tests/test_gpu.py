@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from latentspace import density, dirichlet, images, maximize, prototypes, relevance, routing
 from latentspace.deepkde import DeepKDE
 from latentspace.extractors import extract
+from latentspace.mixture_of_experts import MixtureOfExperts
 from latentspace.multipath import multipath
 from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import Autoencoder, classifier, convnet, mlp
@@ -459,6 +460,15 @@ def test_deepkde(target):
     assert model.score(POINTS, y) > 0.85
     assert next(model.network_.parameters()).device.type == "cpu"
     assert model.inverse_transform(model.transform(POINTS)).shape == POINTS.shape
+
+
+def test_mixture_of_experts():
+    options = {"filters": 2, "latent_dim": 2, "expert_dim": 2, "pretrain_epochs": 1, "epochs": 2}
+    options |= {"umap": False, "expert_epochs": 2, "batch_size": 20, "random_state": 0}
+    model = MixtureOfExperts("gaussian", 2, device=str(DEVICE), **options).fit(BYTES)
+    assert np.isfinite(model.history_).all(axis=None)
+    assert model.sample(1, 3).shape == (3, 12, 12, 3)
+    np.testing.assert_array_equal(model.predict(BYTES), model.labels_)
 
 
 def test_neural_mixture_of_vectors():

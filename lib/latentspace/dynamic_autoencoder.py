@@ -14,7 +14,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DynamicAutoencoder", "Plan", "padded_size", "plan"]
+__all__ = [
+    "DynamicAutoencoder", "Plan", "decoder_blocks", "encoder_blocks", "padded_size", "padding_of",
+    "plan",
+]  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -47,6 +50,43 @@ def plan(size: int, filters: int | None = None) -> Plan:
     return Plan(general, blocks - general, tuple(first * 2**b for b in range(blocks)))
 
 
+def padding_of(height: int, width: int) -> tuple[int, int, int, int]:
+    """Zeros to the left, right, top and bottom that make the square of `padded_size`."""
+    side = padded_size(height, width)
+    up, left = (side - height) // 2, (side - width) // 2
+    return left, side - width - left, up, side - height - up
+
+
+def encoder_blocks(
+    channels: int, side: int, filters: int | None = None, copies: int = 1
+) -> nn.Sequential:
+    """The blocks from square images to 2 x 2 pixels, see `plan`.
+
+    With ``copies``, so many encoders work side by side and never meet: copy k has its own weights,
+    sees channels ``k channels`` to ``(k + 1) channels - 1`` and gives its own planes, in order.
+    """
+    general, _, planes = plan(side, filters)
+    steps = zip((channels, *planes), planes, strict=False)
+    return nn.Sequential(
+        *(_down(before, after, 1 + (block < general), copies)
+          for block, (before, after) in enumerate(steps))
+    )  # fmt: skip
+
+
+def decoder_blocks(side: int, filters: int | None = None, copies: int = 1) -> nn.Sequential:
+    """The blocks from 2 x 2 pixels to the side, with as many planes as the encoder's first block.
+
+    A convolution that paints has to follow. ``copies`` as in `encoder_blocks`.
+    """
+    general, _, planes = plan(side, filters)
+    steps = list(zip((planes[0], *planes), planes, strict=False))
+    back = [
+        _up(before, after, 1 + (block < general), copies)
+        for block, (after, before) in reversed(list(enumerate(steps)))
+    ]
+    return nn.Sequential(*back)
+
+
 class DynamicAutoencoder(nn.Module):
     """Images to codes and back; with ``stochastic``, to normal distributions of codes.
 
@@ -76,15 +116,10 @@ class DynamicAutoencoder(nn.Module):
         if latent_dim < 1 or min(shape) < 1:
             raise ValueError(f"need positive sizes, got {tuple(shape)} and {latent_dim}")
         side = padded_size(height, width)
-        general, _, planes = plan(side, filters)
         self.shape, self.latent_dim = tuple(shape), latent_dim
-        up, left = (side - height) // 2, (side - width) // 2
-        self.padding = (left, side - width - left, up, side - height - up)
-        convolutions = [2 if block < general else 1 for block in range(len(planes))]
-        steps = zip((channels, *planes), planes, convolutions, strict=False)
-        down = [_down(before, after, count) for before, after, count in steps]
-        steps = zip((planes[0], *planes), planes, convolutions, strict=False)
-        back = [_up(after, before, count) for before, after, count in reversed(list(steps))]
+        self.padding = padding_of(height, width)
+        planes = plan(side, filters).filters
+        down, back = encoder_blocks(channels, side, filters), decoder_blocks(side, filters)
         flat = 4 * planes[-1]
         self.body = nn.Sequential(*down, nn.Flatten())
         self.mean = nn.Linear(flat, latent_dim)
@@ -117,22 +152,26 @@ class DynamicAutoencoder(nn.Module):
         return self.encode(images)[0]
 
 
-def _down(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
+def _down(inputs: int, outputs: int, convolutions: int, copies: int) -> nn.Sequential:
     layers = []
     for last in [False] * (convolutions - 1) + [True]:
-        layers += _convolution(inputs, outputs, 2 if last else 1)
+        layers += _convolution(inputs, outputs, 2 if last else 1, copies)
         inputs = outputs
     return nn.Sequential(*layers)
 
 
-def _up(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
+def _up(inputs: int, outputs: int, convolutions: int, copies: int) -> nn.Sequential:
     layers = []
     for _ in range(convolutions - 1):
-        layers += _convolution(inputs, inputs, 1)
-    doubling = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False)
-    return nn.Sequential(*layers, doubling, nn.BatchNorm2d(outputs), nn.Mish())
+        layers += _convolution(inputs, inputs, 1, copies)
+    doubling = nn.ConvTranspose2d(
+        copies * inputs, copies * outputs, 4, 2, 1, bias=False, groups=copies
+    )
+    return nn.Sequential(*layers, doubling, nn.BatchNorm2d(copies * outputs), nn.Mish())
 
 
-def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.Mish()]
+def _convolution(inputs: int, outputs: int, stride: int, copies: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(
+        copies * inputs, copies * outputs, 3, stride, 1, bias=False, groups=copies
+    )
+    return [convolution, nn.BatchNorm2d(copies * outputs), nn.Mish()]
