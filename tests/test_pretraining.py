@@ -1,0 +1,79 @@
+"""From images to clusters: the steps by hand, what is kept, what is counted."""
+
+import numpy as np
+import pytest
+import torch
+
+from latentspace import pretraining
+from latentspace.generative_autoencoders import gentle_views, train_autoencoder
+from latentspace.latent_size import latent_size
+from latentspace.noise import density_clusters, embed
+from latentspace.pretraining import codes_of, pretrain, trained
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTSPACE_DATA", str(tmp_path))
+    return tmp_path
+
+
+def patches(n=90):
+    """Images (n, 1, 8, 8) with a bright patch in one of three places."""
+    x = 0.1 * torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for i in range(n):
+        x[i, 0, :4, 4 * (i % 2) : 4 * (i % 2) + 4 * (i % 3 > 0)] = 0.9
+    return x
+
+
+FAST = {"filters": 2, "epochs": 2, "batch_size": 30, "device": "cpu"}
+
+
+def test_the_steps_by_hand():
+    x = patches()
+    done = pretrain(x, wide_dim=9, wide_epochs=1, seed=3, **FAST)
+    shared = {"filters": 2, "batch_size": 30, "lr": 1e-3, "seed": 3, "device": "cpu"}
+    wide, _ = train_autoencoder(x, 9, epochs=1, **shared)
+    d = latent_size(wide(x).detach().numpy(), 0.9)
+    codes = train_autoencoder(x, d, epochs=2, **shared)[0](x).detach().numpy()
+    np.testing.assert_allclose(done.codes, codes, atol=1e-5)
+    assert done.wide_codes.shape == (90, 9)
+    points = embed(done.codes, seed=3)  # from the cache, so if the settings are these
+    np.testing.assert_array_equal(done.points, points)
+    found = density_clusters(points, cache=False)
+    np.testing.assert_array_equal(done.found.labels, found.labels)
+
+
+def test_a_given_length_and_no_embedding():
+    done = pretrain(patches(), latent_dim=4, umap=False, **FAST)
+    assert done.wide_codes is None
+    assert done.codes.shape == (90, 4)
+    assert done.points is done.codes
+
+
+def test_weights_are_kept_by_images_and_settings(home, monkeypatch):
+    x = patches()
+    first = trained(x, 3, seed=1, **FAST)
+    trained(x, 3, "AE", seed=1, **FAST)
+    trained(x, 3, seed=1, views=gentle_views, **FAST)
+    assert len(list((home / "weights").iterdir())) == 2
+    monkeypatch.setattr(pretraining, "train_autoencoder", None)  # whoever trains now fails
+    np.testing.assert_array_equal(codes_of(trained(x, 3, seed=1, **FAST), x), codes_of(first, x))
+    for changed in ({"seed": 2}, {"seed": 1, "lr": 0.1}, {"seed": 1, "cache": False}):
+        with pytest.raises(TypeError):
+            trained(x, 3, **FAST, **changed)
+    with pytest.raises(TypeError):
+        trained(x.flip(0), 3, seed=1, **FAST)
+
+
+def test_a_damaged_file_is_made_anew(home):
+    x = patches()
+    codes = codes_of(trained(x, 3, seed=1, **FAST), x)
+    (path,) = (home / "weights").iterdir()
+    path.write_bytes(b"no weights")
+    np.testing.assert_array_equal(codes_of(trained(x, 3, seed=1, **FAST), x), codes)
+    assert path.stat().st_size > 1_000
+
+
+def test_images_without_structure_have_no_codes_to_count():
+    with pytest.raises(ValueError):
+        pretrain(torch.full((20, 1, 8, 8), 2.0), **FAST)
