@@ -26,7 +26,8 @@ def test_s19_the_sizes_of_coil():
 
 
 def test_s20_sums_of_silhouettes():
-    wrong = [name for name, (each, printed) in SILHOUETTES.items() if abs(sum(each) - printed) > 1e-3]
+    sums = {name: (sum(each), printed) for name, (each, printed) in SILHOUETTES.items()}
+    wrong = [name for name, (ours, printed) in sums.items() if abs(ours - printed) > 1e-3]
     assert wrong == ["AE", "VAE"]
     assert sum(SILHOUETTES["AE"][0]) == pytest.approx(0.277)
     assert sum(SILHOUETTES["VAE"][0]) == pytest.approx(0.1219)
@@ -37,7 +38,7 @@ def test_s20_sums_of_silhouettes():
 def test_s21_the_row_without_augmentation_is_not_that_of_the_tables_before():
     without = [-0.061, 0.023, 0.014, 0.0009, -0.053]  # Table 4.7
     before = SILHOUETTES["VAE"][0]
-    assert [a == b for a, b in zip(without, before, strict=True)] == [False, True, False, False, True]
+    assert [k for k in range(5) if without[k] == before[k]] == [1, 4]
     assert without[0] == -before[0]
     assert without[2] == SILHOUETTES["Rand WAE"][0][2]
     assert without[3] == before[2]

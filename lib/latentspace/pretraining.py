@@ -52,10 +52,9 @@ def pretrain(
     ----------
     images : tensor (n, c, h, w), in [0, 1]
     latent_dim : int, optional
-        Length d of a code. (The thesis counts 18 for USPS; with it all five seeds of chapter 08
-        give ten clusters. Our shorter trainings count 11 to 13, and then not all do.) By default it is counted: the principal components that hold ``share``
-        of the variance of the codes of an autoencoder with ``wide_dim`` units, trained for
-        ``wide_epochs``.
+        Length d of a code; 18 for USPS in the thesis. By default it is counted: the principal
+        components that hold ``share`` of the variance of the codes of an autoencoder with
+        ``wide_dim`` units, trained for ``wide_epochs``. The count grows with that training.
     epochs : int
         Of the autoencoder whose codes are clustered.
     umap : bool
