@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from latentspace.images import sobel
+from latentspace.linear import Linear
 
 __all__ = ["NAMES", "Autoencoder", "Classifier", "Residual", "classifier", "convnet", "mlp"]
 
@@ -22,9 +23,9 @@ def mlp(n_features: int, n_clusters: int, hidden: Sequence[int] = (32, 32)) -> n
     layers = [
         layer
         for i in range(len(hidden))
-        for layer in (nn.Linear(widths[i], widths[i + 1]), nn.ReLU())
+        for layer in (Linear(widths[i], widths[i + 1]), nn.ReLU())
     ]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], n_clusters))
+    return nn.Sequential(*layers, Linear(widths[-1], n_clusters))
 
 
 def convnet(plan: str, size: Sequence[int], n_clusters: int) -> nn.Sequential:

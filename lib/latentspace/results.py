@@ -18,6 +18,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -289,13 +290,16 @@ def _device_name(device: object) -> str:
 
 def _versions() -> dict[str, str]:
     names = ["numpy", "scikit-learn"] + (["torch"] if "torch" in sys.modules else [])
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python} | {name: found for name in names if (found := _version(name))}
+
+
+@cache  # there may be hundreds of records, and each search goes through all that is installed
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _validated(records: Iterable[Record]) -> list[Record]:

@@ -1,7 +1,11 @@
 """Refuse every connection that leaves this machine, in each Python started with this folder on
-PYTHONPATH: a smoke run that needs the network fails, wherever it is run."""
+PYTHONPATH: a smoke run that needs the network fails, wherever it is run. The reader of notebooks
+also does without a check of addresses that takes a second to import and is never asked for."""
 
 import socket
+import sys
+
+sys.modules["rfc3987_syntax"] = None  # jsonschema's, and it can do without
 
 _connect, _resolve = socket.socket.connect, socket.getaddrinfo
 
