@@ -105,6 +105,11 @@ def test_formulas_are_rendered(page):
     assert page.locator(f"[data-mjx-error], {unknown}").count() == 0
 
 
+def test_a_number_and_its_spread_stay_on_one_line(page):
+    cells = page.locator("table.dataframe td").all_text_contents()
+    assert [cell for cell in cells if " ± " in cell] == []
+
+
 def test_colab_opens_the_chapter(page):
     links = page.locator("a[href*='colab.research.google.com/github']").evaluate_all(
         "links => links.map(link => link.href)"
