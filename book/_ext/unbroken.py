@@ -12,7 +12,7 @@ SPACE = "\N{NARROW NO-BREAK SPACE}"
 def unbroken(html: str) -> str:
     """The same with the spaces round each ± of a table's cell made unbreakable."""
     return re.sub(
-        r"<td>[^<]*</td>", lambda cell: cell[0].replace(" ± ", f"{SPACE}±{SPACE}"), html
+        r"<td[^>]*>[^<]*</td>", lambda cell: cell[0].replace(" ± ", f"{SPACE}±{SPACE}"), html
     )
 
 
