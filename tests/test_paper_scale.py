@@ -14,11 +14,13 @@ import yaml
 from torch import nn
 
 import chapters
+from latentspace import gates
 from latentspace.autoencoders import ConvAutoencoder, UNetAutoencoder, pretrain
 from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
 from latentspace.images import random_affine, random_shift
+from latentspace.maximize import maximize
 from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier, convnet
 from latentspace.neural_mixture import NeuralMixture, two_fold_step
@@ -31,9 +33,9 @@ PARAMS = chapters.NOTEBOOKS / "params"
 # What a set's images are: channels and size. A chapter looks at the data; this must not.
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
-TESTED = {"02_deepkde", "03_multipath_routing", "05_neural_mixtures", "06_clustering_images",
-          "10_imbalanced_clustering", "10_imbalanced_clustering_evidence", "11_swapped_predictions",
-          "12_unknown_k"}  # fmt: skip
+TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
+          "06_clustering_images", "10_imbalanced_clustering", "10_imbalanced_clustering_evidence",
+          "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 
@@ -196,6 +198,24 @@ def test_multipath_at_full_size():
     assert sum(p.numel() for p in model.model_.parameters()) == 1_111_066  # BaseCNN-2-CC
     assert np.isfinite(model.history_.loc[0]).all()
     assert len(model.gates(images)) == values["photos_plan"].split().count("R")
+
+
+@pytest.mark.parametrize("task", ["photos", "known"])
+def test_reading_gates_at_full_size(task):
+    """One epoch of one batch, whose gates are then read and climbed on."""
+    values = settings("04_reading_gates")
+    channels, side = (3, values["photos_side"]) if task == "photos" else (1, 16)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, side, side, channels), dtype=np.uint8)
+    model = MultiPathClassifier(
+        values[f"{task}_plan"], epochs=1, batch_size=20, lr=values["lr"], random_state=0,
+        device="cpu",
+    ).fit(images, np.arange(20) % 10)  # fmt: skip
+    found = gates.read(model.model_, torch.rand(2, channels, side, side))
+    assert len(found) == values[f"{task}_plan"].split().count("R")
+    start = torch.rand(2, channels, side, side)
+    score = gates.gate_score(model.model_, len(found) - 1, [(0, 0), (1, 1)])
+    assert not torch.equal(maximize(score, start, steps=1), start)
 
 
 def test_swav_at_full_resolution():
