@@ -73,8 +73,8 @@ def test_an_expert_that_has_lost_everything_gives_no_nan():
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_the_entropy_of_balanced_clusters_by_enumeration(n, k):
-    """S16: the mean entropy over all ways in which n images can fall into K equal clusters."""
+def test_s16_the_entropy_of_balanced_clusters_by_enumeration(n, k):
+    """The mean entropy over all ways in which n images can fall into K equal clusters."""
     total = 0.0
     for counts in itertools.product(range(n + 1), repeat=k):
         if sum(counts) == n:
@@ -82,7 +82,7 @@ def test_the_entropy_of_balanced_clusters_by_enumeration(n, k):
     assert balanced_entropy(n, k) == pytest.approx(total, abs=1e-12)
 
 
-def test_the_numbers_of_erratum_s16():
+def test_s16_the_numbers():
     assert balanced_entropy(100, 10) == pytest.approx(2.257, abs=5e-4)
     assert balanced_entropy(100, 20) == pytest.approx(2.896, abs=5e-4)
 
@@ -99,14 +99,31 @@ def test_the_loss_by_hand():
     assert found["loss"].item() == pytest.approx(error + 3 * sample - 0.5 * batch)
 
 
-def test_printed_with_the_sign_of_its_name_the_batch_entropy_makes_the_mixture_collapse():
-    """S10: eq. 2.21 adds an entropy of the mean; then one expert for all is the minimum."""
+def test_s10_with_the_sign_of_its_name_the_batch_entropy_makes_the_mixture_collapse():
+    """Eq. 2.21 adds an entropy of the mean; then one expert for all is the minimum."""
     collapsed = torch.tensor([[1 - 1e-9, 1e-9]] * 4).double().log()
     balanced = torch.tensor([[1 - 1e-9, 1e-9], [1e-9, 1 - 1e-9]] * 2).double().log()
     same = torch.ones(4, 2).double()
     ours = [mixture_loss(p, same, 0.0, 1.0)["loss"] for p in (collapsed, balanced)]
     printed = [mixture_loss(p, same, 0.0, -1.0)["loss"] for p in (collapsed, balanced)]
     assert ours[1] < ours[0] and printed[0] < printed[1]
+
+
+def test_s9_as_printed_eq_2_19_does_not_know_its_manager():
+    """One error an image under the sum leaves that error; each expert's own does not."""
+    d = np.random.default_rng(0).random((6, 4))
+    managers = [scores(6).softmax(1).numpy(), scores(6, scale=0.1).softmax(1).numpy()]
+
+    def eq_2_19(p, errors):
+        return -np.log((p * np.exp(-errors)).sum(1)).sum()
+
+    printed = [eq_2_19(p, d[:, :1]) for p in managers]
+    assert printed == pytest.approx([d[:, 0].sum()] * 2)
+    corrected = [eq_2_19(p, d) for p in managers]
+    assert abs(corrected[0] - corrected[1]) > 0.01
+    for p, value in zip(managers, corrected, strict=True):  # R is its upper bound
+        bound = mixture_loss(torch.tensor(p).log(), torch.tensor(d), 0.0, 0.0)["error"].item()
+        assert value < 6 * bound
 
 
 def test_the_error_alone_prefers_the_better_expert():
@@ -240,8 +257,8 @@ def test_experts_of_unequal_size():
     assert torch.equal(errors, expert_errors(experts, x, other))
 
 
-def test_two_answers_of_a_mixture():
-    """S32: probabilities, and paintings weighted by them."""
+def test_s32_two_answers_of_a_mixture():
+    """Probabilities, and paintings weighted by them."""
     experts = built((3, 10, 3)).eval()
     with initial_weights(5):
         manager = Manager((3, 10, 3), 3, filters=2).eval()

@@ -21,6 +21,7 @@ from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
 from latentspace.images import random_affine, random_shift
 from latentspace.maximize import maximize
+from latentspace.mixture_of_experts import MixtureOfExperts
 from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier, convnet
 from latentspace.neural_mixture import NeuralMixture, two_fold_step
@@ -34,8 +35,8 @@ PARAMS = chapters.NOTEBOOKS / "params"
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
 TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
-          "06_clustering_images", "10_imbalanced_clustering", "10_imbalanced_clustering_evidence",
-          "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
+          "06_clustering_images", "09_mixture_of_experts", "10_imbalanced_clustering",
+          "10_imbalanced_clustering_evidence", "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 
@@ -155,6 +156,19 @@ def test_neural_mixtures_clustering(augment):
     ).fit(x)
     assert np.isfinite(model.history_.loc[0]).all()
     assert model.labels_.shape == (len(x),)
+
+
+def test_mixture_of_experts_at_full_size():
+    """An epoch of one batch of each training, eleven experts at the thesis's width."""
+    values = settings("09_mixture_of_experts")
+    x = np.random.default_rng(0).random((20, 16, 16), dtype=np.float32)
+    model = MixtureOfExperts(
+        np.arange(20) % 11, autoencoder=None, expert_dim=values["latent_dim"],
+        filters=values["filters"], manager_epochs=1, epochs=1, expert_epochs=1, random_state=0,
+        device="cpu",
+    ).fit(x)  # fmt: skip
+    assert np.isfinite(model.history_).all(axis=None)
+    assert model.sample(10, 2).shape == (2, 16, 16)
 
 
 def test_statdec_on_colour_images():
