@@ -52,8 +52,8 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
     umap : bool
         Cluster an embedding of the codes, or the codes.
     wide_dim, latent_dim : int, int or None
-        Latent units of the autoencoder that is only counted, and of the one that is clustered: as
-        many as hold 90 % of the variance by default.
+        Latent units of the autoencoder that is only counted, after a quarter of the epochs, and of
+        the one that is clustered: as many as hold 90 % of the variance by default.
     expert_dim : int or {"mean", "own"}
         Length of the experts' codes. As many principal components as hold 95 % of the variance of
         each cluster's codes, counted for each and averaged ("mean", the thesis) or not ("own").
@@ -218,17 +218,19 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def _codes(self, x: Tensor, seed: int) -> np.ndarray:
         """What is clustered before an embedding (n, d): codes, or pixels."""
-        if self.autoencoder is None:
+        read = isinstance(self.init, str) or isinstance(self.expert_dim, str)
+        if self.autoencoder is None or not read:
             return x.flatten(1).numpy()
         d = self.latent_dim
         if d is None:
-            d = self._count(self._encoded(x, self.autoencoder, self.wide_dim, seed), 0.9)
-        return self._encoded(x, self.autoencoder, d, seed)
+            epochs = -(-self.pretrain_epochs // 4)
+            d = self._count(self._encoded(x, self.autoencoder, self.wide_dim, epochs, seed), 0.9)
+        return self._encoded(x, self.autoencoder, d, self.pretrain_epochs, seed)
 
-    def _encoded(self, x: Tensor, kind: str, d: int, seed: int) -> np.ndarray:
+    def _encoded(self, x: Tensor, kind: str, d: int, epochs: int, seed: int) -> np.ndarray:
         network, _ = train_autoencoder(
             x, d, kind, likelihood=self.likelihood, views=self.views,
-            filters=self.filters, epochs=self.pretrain_epochs, batch_size=self.batch_size,
+            filters=self.filters, epochs=epochs, batch_size=self.batch_size,
             lr=self.lr, seed=seed, device=self.device, progress=self.progress,
         )  # fmt: skip
         return predict(network, x).numpy()
