@@ -19,6 +19,7 @@ from latentspace.autoencoders import ConvAutoencoder, UNetAutoencoder, pretrain
 from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
+from latentspace.generative_autoencoders import train_autoencoder
 from latentspace.images import random_affine, random_shift
 from latentspace.maximize import maximize
 from latentspace.mixture_of_experts import MixtureOfExperts
@@ -35,7 +36,8 @@ PARAMS = chapters.NOTEBOOKS / "params"
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
 TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
-          "06_clustering_images", "09_mixture_of_experts", "10_imbalanced_clustering",
+          "06_clustering_images", "08_noise_and_latent_size", "09_mixture_of_experts",
+          "10_imbalanced_clustering",
           "10_imbalanced_clustering_evidence", "11_swapped_predictions",
           "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
@@ -170,6 +172,20 @@ def test_mixture_of_experts_at_full_size():
     ).fit(x)  # fmt: skip
     assert np.isfinite(model.history_).all(axis=None)
     assert model.sample(10, 2).shape == (2, 16, 16)
+
+
+def test_noise_and_latent_size():
+    """One batch of both autoencoders at the thesis's widths and depth."""
+    values = settings("08_noise_and_latent_size")
+    assert set(values["splits"]) <= set(SETS[values["digits"]].splits)
+    x = torch.rand(4, *SHAPE[values["digits"]][:1], *SHAPE[values["digits"]][1:] * 2)
+    for units in (values["finder_dim"], 23):
+        network, history = train_autoencoder(
+            x, units, filters=values["filters"], epochs=1, lr=values["rate"], device="cpu"
+        )
+        assert np.isfinite(history.loc[0]).all()
+        assert network(x).shape == (4, units)
+        assert network.mean.in_features == 2 * 2 * 8 * values["filters"]
 
 
 def test_statdec_on_colour_images():
