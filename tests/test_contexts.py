@@ -198,3 +198,61 @@ def test_told_adds_the_context_and_changes_no_pixel():
     more = contexts.told(task, 3)
     assert torch.equal(more.x[..., :64], task.x)
     assert torch.equal(more.x[..., 64:].mean(-1), 4.0 * task.context - 2)
+
+
+def test_thinned_keeps_a_share_of_context_1():
+    train, _ = draw_task(IMAGES, LABELS, [0, 1, 2], 400, 40, contexts.inverted)
+    few = contexts.thinned(train, 0.1)
+    assert len({len(t) for t in few}) == 1
+    for s in range(3):
+        share = few.context[:, s].double().mean().item()
+        assert share == pytest.approx(0.1, abs=0.005)
+        rows, kept = (
+            {(*x.tolist(), int(y)) for x, y, _ in zip(*(t[:, s] for t in part), strict=True)}
+            for part in (train, few)
+        )
+        assert kept <= rows
+    for share in (0, 0.6):
+        with pytest.raises(ValueError, match="share"):
+            contexts.thinned(train, share)
+
+
+def test_a_penalty_counts_in_each_seed_as_if_it_were_alone():
+    """Ten steps by hand for one of two seeds, with the scores of that seed alone."""
+    train, _ = draw_task(IMAGES, LABELS, [0, 1], 100, 40, contexts.inverted)
+
+    def penalty(scores):
+        return 0.3 * torch.stack([a.square().mean() for a in scores]).mean()
+
+    def net():
+        torch.manual_seed(0)
+        return GatedDense([64, 5, 10], learned(2), 2)
+
+    together = contexts.train_together(net(), train, 1, batch_size=10, lr=0.05, penalty=penalty)
+    assert not together.training
+    alone, draw = net(), torch.Generator().manual_seed(0)
+    # The first of one epochs has a tenth of the rate already.
+    optimizer = torch.optim.SGD(alone.parameters(), 0.005, 0.9, weight_decay=1e-4)
+    column = torch.arange(2)
+    for rows in torch.rand(train.y.shape, generator=draw).argsort(0).split(10):
+        logits = alone(train.x[rows, column], train.context[rows, column])
+        scores = [gate.network.scores(x) for gate, x in _inputs(alone, train, rows, column)]
+        loss = torch.nn.functional.cross_entropy(logits[:, 0], train.y[rows[:, 0], 0])
+        mine = [a.unflatten(1, (2, -1))[:, 0].square().mean() for a in scores]
+        loss = loss + 0.3 * torch.stack(mine).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, value in alone.named_parameters():
+        half = len(value) // 2
+        torch.testing.assert_close(dict(together.named_parameters())[name][:half], value[:half],
+                                   rtol=1e-4, atol=1e-5)
+
+
+def _inputs(net, task, rows, column):
+    """Each router's gates beside what they look at, (n, s m, c)."""
+    x = task.x[rows, column][:, :, None]
+    for gates, layer in zip(net.gates, net.layers, strict=True):
+        yield gates, x.flatten(1, 2)
+        y = torch.einsum("nsmk,nsmc->nskc", gates(x, None), x)
+        x = layer(y.flatten(1, 2)).unflatten(1, (net.seeds, -1))

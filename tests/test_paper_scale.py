@@ -16,6 +16,7 @@ from torch import nn
 import chapters
 from latentspace import gates
 from latentspace.autoencoders import ConvAutoencoder, UNetAutoencoder, pretrain
+from latentspace.cluster_gates import use_posteriors
 from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
@@ -23,10 +24,12 @@ from latentspace.generative_autoencoders import train_autoencoder
 from latentspace.images import random_affine, random_shift
 from latentspace.maximize import maximize
 from latentspace.mixture_of_experts import MixtureOfExperts
+from latentspace.multipath import multipath
 from latentspace.multipath_classifier import MultiPathClassifier
 from latentspace.networks import classifier, convnet
 from latentspace.neural_mixture import NeuralMixture, two_fold_step
 from latentspace.relevance import RelevanceNorm
+from latentspace.sparse import sparse_network
 from latentspace.statdec import StatDEC
 from latentspace.swav import SwAV
 from latentspace.training import fit
@@ -36,10 +39,9 @@ PARAMS = chapters.NOTEBOOKS / "params"
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
 TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
-          "06_clustering_images", "08_noise_and_latent_size", "09_mixture_of_experts",
-          "10_imbalanced_clustering",
-          "10_imbalanced_clustering_evidence", "11_swapped_predictions",
-          "12_unknown_k"}  # fmt: skip
+          "06_clustering_images", "07_regularised_gates", "08_noise_and_latent_size",
+          "09_mixture_of_experts", "10_imbalanced_clustering", "10_imbalanced_clustering_evidence",
+          "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 
@@ -247,6 +249,27 @@ def test_reading_gates_at_full_size(task):
     start = torch.rand(2, channels, side, side)
     score = gates.gate_score(model.model_, len(found) - 1, [(0, 0), (1, 1)])
     assert not torch.equal(maximize(score, start, steps=1), start)
+
+
+def test_regularised_gates_at_full_size():
+    """One step of the thesis's two paths with the loss on all gates; one sparse pass."""
+    values = settings("07_regularised_gates")
+    channels, side = SHAPE[values["photos"]]
+    assert values["photos_side"] == side
+    model = multipath(values["photos_plan"], (channels, side, side), 10, paths=2, grouped=True)
+    mixture = gates.GateMixture.of(use_posteriors(model))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4)
+    x, before = torch.randn(20, channels, side, side), weights(model)
+    with gates.watched(model) as scores:
+        logits = model(x)
+    loss = F.cross_entropy(logits, torch.arange(20) % 10) + values["weights"][0] * mixture(scores)
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert not torch.equal(before, weights(model))
+    assert sum(a.shape[1] for a in scores) == 9
+    sparse = sparse_network(values["timed_plan"], (channels, side, side), 10, values["experts"])
+    assert sparse.eval()(x).shape == (20, 10)
 
 
 def test_swav_at_full_resolution():

@@ -10,6 +10,7 @@ that do not meet in a router do not meet at all. So ten trainings cost little mo
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentspace.gates import watched
 from latentspace.images import affine_matrices, warp
 from latentspace.multipath import ParallelDense
 from latentspace.routing import GateNetwork
 
 __all__ = [
     "ConstantGates", "GatedDense", "IdealGates", "LearnedGates", "Striped", "Task", "accuracy",
-    "draw_task", "inverted", "mean_loss", "permuted", "rotated", "separation", "striped", "told",
-    "train_at_best_rate", "train_together",
+    "draw_task", "inverted", "mean_loss", "permuted", "rotated", "separation", "striped", "thinned",
+    "told", "train_at_best_rate", "train_together",
 ]  # fmt: skip
 
 Change = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -123,6 +125,22 @@ def told(task: Task, copies: int = 16) -> Task:
     """
     marks = (4.0 * task.context - 2)[..., None].expand(-1, -1, copies)
     return task._replace(x=torch.cat([task.x, marks], -1))
+
+
+def thinned(task: Task, share: float) -> Task:
+    """The task with fewer images of context 1, so that they are ``share`` of each seed's images.
+
+    0 < share <= 1/2, ValueError otherwise. All seeds keep as many images.
+    """
+    if not 0 < share <= 0.5:
+        raise ValueError(f"share must lie in (0, 1/2], got {share}")
+    most = int(torch.minimum((task.context == 0).sum(0), (task.context == 1).sum(0)).min())
+    few = round(most * share / (1 - share))
+    # Rows by context, in their order within each.
+    order = [c.argsort(dim=0, stable=True) for c in (task.context, 1 - task.context)]
+    rows = torch.cat([order[0][:most], order[1][:few]])
+    column = torch.arange(rows.shape[1])
+    return Task(task.x[rows, column], task.y[rows, column], task.context[rows, column])
 
 
 class Striped(NamedTuple):
@@ -288,13 +306,17 @@ def train_together(
     batch_size: int = 100,
     lr: float = 0.05,
     seed: int = 0,
+    penalty: Callable[[list[Tensor]], Tensor] | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> GatedDense:
     """SGD with momentum .9 on the sum of the seeds' losses: each seed is trained as if alone.
 
     The rate is a tenth after 40 % and a hundredth after 75 % of the epochs, weight decay 1e-4. Each
     seed shuffles its images every epoch; a last batch that is not full is left out.
-    ``callback(epoch)`` follows each epoch (1, 2, ...).
+
+    ``penalty`` takes the scores of all routers, each (n, s m, k) as `gates.watched` collects them,
+    and gives what is added to a seed's loss: the mean over the seeds of what each is to pay.
+    ``callback(epoch)`` follows each epoch (1, 2, ...). Comes back in evaluation mode.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr, 0.9, weight_decay=1e-4)
@@ -302,16 +324,22 @@ def train_together(
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, 0.1)
     generator, column = torch.Generator().manual_seed(seed), torch.arange(network.seeds)
     for epoch in range(1, epochs + 1):
+        network.train()
         order = torch.rand(task.y.shape, generator=generator).argsort(0)
         for rows in order.split(batch_size):
             if len(rows) < min(batch_size, len(order)):
                 continue
-            logits = network(task.x[rows, column], task.context[rows, column])
-            losses = F.cross_entropy(logits.flatten(0, 1), task.y[rows, column].flatten())
+            seen: AbstractContextManager = watched(network) if penalty else nullcontext([])
+            with seen as scores:
+                logits = network(task.x[rows, column], task.context[rows, column])
+            loss = F.cross_entropy(logits.flatten(0, 1), task.y[rows, column].flatten())
+            if penalty:
+                loss = loss + penalty(scores)
             optimizer.zero_grad()
-            (losses * network.seeds).backward()
+            (loss * network.seeds).backward()
             optimizer.step()
         schedule.step()
+        network.eval()
         if callback:
             callback(epoch)
     return network

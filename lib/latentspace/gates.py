@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentspace.relevance import em_loss, normalize_relevance, sharpened_posterior, update_prior
+from latentspace.relevance import em_loss, normalize_relevance, sharpened_posterior
 from latentspace.routing import CrossConnection, CrossPrediction, GateNetwork
 from latentspace.training import predict
 
@@ -280,10 +280,10 @@ class GateMixture(nn.Module):
     """The mixture loss on every gate network, with a prior of its own for each (thesis, ch. 5).
 
     Each input path's scores are normalised over the batch (eq. 4.11) and clustered by one step of
-    EM (eq. 4.20, 4.22); the loss is the mean over all gate networks. The routers themselves go on
-    using the raw scores. The thesis says neither this nor how the prior follows (T19): here it
-    moves by ``rate`` towards the batch's mean posterior after each loss in training mode, and with
-    rate 0 it stays uniform.
+    EM (eq. 4.20, 4.22); the loss is the mean over all gate networks. Whether the routers themselves
+    use raw or normalised scores (`cluster_gates`) the thesis does not say, nor how the prior
+    follows (T19): here it moves by ``rate`` towards the batch's mean posterior after each loss in
+    training mode, and with rate 0 it stays uniform.
 
     Parameters
     ----------
@@ -307,7 +307,7 @@ class GateMixture(nn.Module):
     @classmethod
     def of(cls, model: nn.Module, gamma: float = 5.0, rate: float = 0.1) -> "GateMixture":
         """For all gate networks of a model."""
-        return cls([tuple(g.scores.bias2.shape[::2]) for g in _gate_networks(model)], gamma, rate)
+        return cls([(g.inputs, g.outputs) for g in _gate_networks(model)], gamma, rate)
 
     @property
     def priors(self) -> list[Tensor]:
@@ -318,15 +318,16 @@ class GateMixture(nn.Module):
         for i, (a, prior) in enumerate(zip(scores, self.priors, strict=True)):
             if a.shape[1:] != prior.shape:
                 raise ValueError(f"scores {tuple(a.shape)} for priors {tuple(prior.shape)}")
-            moved = []
-            for path, pi in zip(a.unbind(1), prior, strict=True):
-                normalized, log_prior = normalize_relevance(path), pi.clamp_min(1e-12).log()
-                posterior = sharpened_posterior(normalized, log_prior)
-                losses.append(em_loss(normalized, posterior, self.gamma, log_prior))
-                moved.append(update_prior(pi, posterior, self.rate))
+            # All paths at once: as columns to normalise, then as rows to cluster.
+            normalized = normalize_relevance(a.flatten(1)).view(-1, a.shape[2])
+            log_prior = prior.clamp_min(1e-12).log()
+            posterior = sharpened_posterior(normalized, log_prior.repeat(len(a), 1))
+            mean = posterior.view_as(a).mean(0)
+            constant = (mean * log_prior).sum(1).mean()
+            losses.append(len(prior) * (em_loss(normalized, posterior, self.gamma) - constant))
             if self.training:
-                setattr(self, f"prior{i}", torch.stack(moved))
-        return torch.stack(losses).mean()
+                setattr(self, f"prior{i}", torch.lerp(prior, mean, self.rate))
+        return torch.stack(losses).sum() / sum(len(prior) for prior in self.priors)
 
 
 def entropies(scores: Tensor) -> tuple[Tensor, Tensor]:

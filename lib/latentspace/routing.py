@@ -150,6 +150,7 @@ class GateNetwork(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int, hidden: int = 10) -> None:
         super().__init__()
         check_sizes(inputs=inputs, outputs=outputs, width=width, hidden=hidden)
+        self.inputs, self.outputs = inputs, outputs
         self.scores = _Scores(inputs, outputs, width, hidden)
 
     def forward(self, paths: Tensor) -> Tensor:
