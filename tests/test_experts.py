@@ -151,6 +151,17 @@ def test_where_experts_can_overrule_the_manager(alpha):
         assert odds.grad.item() == pytest.approx(q * (1 - q) * (0.01 - alpha * u), abs=1e-12)
 
 
+def test_the_batch_entropy_pulls_to_the_smaller_share():
+    """Its slope in one image's log odds is q (1 - q) ln(share_1 / share_2) beta / n."""
+    u = torch.tensor([2.0, 1.0, -0.5], dtype=torch.float64, requires_grad=True)
+    a = torch.stack([u, torch.zeros_like(u)], 1)
+    loss = mixture_loss(a.log_softmax(1), torch.zeros(3, 2, dtype=torch.float64), 0.0, 0.7)["loss"]
+    q = 1 / (1 + np.exp(-u.detach().numpy()))
+    ratio = math.log(q.mean() / (1 - q.mean()))
+    slopes = torch.autograd.grad(loss, u)[0]
+    np.testing.assert_allclose(slopes, 0.7 * q * (1 - q) * ratio / 3, atol=1e-12)
+
+
 # --- the experts ----------------------------------------------------------------------------------
 
 
