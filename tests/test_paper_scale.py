@@ -39,8 +39,8 @@ PARAMS = chapters.NOTEBOOKS / "params"
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
          "stl10": (3, 96)}  # fmt: skip
 TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
-          "06_clustering_images", "07_regularised_gates", "08_noise_and_latent_size",
-          "09_mixture_of_experts", "10_imbalanced_clustering", "10_imbalanced_clustering_evidence",
+          "06_clustering_images", "06_clustering_images_evidence", "07_regularised_gates",
+          "08_noise_and_latent_size", "09_mixture_of_experts", "10_imbalanced_clustering", "10_imbalanced_clustering_evidence",
           "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
@@ -119,22 +119,27 @@ def test_deepkde_reshaping():
     assert model.transform(x[:3]).shape == (3, 10)
 
 
-@pytest.mark.parametrize("which", range(4))
-def test_clustering_images(which):
-    """One two-fold step of each set's network at its full size."""
-    values = settings("06_clustering_images")
-    assert {len(values[key]) for key in ("sets", "n", "sides", "plans", "epochs")} == {4}
-    assert set(values["splits"]) <= set(SETS[values["sets"][which]].splits)
-    side, k = values["sides"][which], 20 if values["sets"][which] == "cifar100" else 10
-    assert side == SHAPE[values["sets"][which]][1]
-    model = nn.Sequential(convnet(values["plans"][which], (side, side), k), RelevanceNorm(k))
-    before = weights(model)
-    step = two_fold_step(torch.optim.Adam(model.parameters(), values["rate"]), random_affine)
-    optimizer = torch.optim.Adam(model.parameters(), values["ratio"] * values["rate"])
+@pytest.mark.parametrize(
+    ("chapter", "before"),
+    [("06_clustering_images",
+          "06_clustering_images_evidence", ""), ("06_clustering_images_evidence", "photos_")],
+    ids=["digits", "photographs"],
+)
+def test_clustering_images(chapter, before):
+    """One two-fold step of a network at its full size."""
+    values = settings(chapter)
+    images = values[before.removesuffix("_") or "images"]
+    side = values[before + "side"]
+    assert values["split"] in SETS[images].splits and side == SHAPE[images][1]
+    model = nn.Sequential(convnet(values[before + "plan"], (side, side), 10), RelevanceNorm(10))
+    start = weights(model)
+    rate = values.get("rate", 1e-3)
+    step = two_fold_step(torch.optim.Adam(model.parameters(), rate), random_affine)
+    optimizer = torch.optim.Adam(model.parameters(), 2 * rate)
     x = torch.rand(4, 1, side, side)
     history = fit(model, [(x,)], step, optimizer=optimizer, epochs=1, device="cpu", progress=False)
     assert np.isfinite(history.loc[0]).all()
-    assert not torch.equal(before, weights(model))
+    assert not torch.equal(start, weights(model))
 
 
 def test_neural_mixtures_space():
