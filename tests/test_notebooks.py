@@ -18,21 +18,15 @@ from papermill.parameterize import parameterize_notebook
 
 import chapters
 import contract
-from contract import UNREVISED
 from latentspace import runs
 
-# Binds a parameter of its own; goes when the chapter is written anew.
-REBINDS = {"12_unknown_k": {"photos_by"}}
 NAMES = chapters.names()
-REVISED = [name for name in NAMES if name not in UNREVISED]
 
 SETUP = (chapters.ROOT / "book" / "tools" / "setup_cell.py").read_text().strip()
 CPU_SECONDS = 45  # at most 15 s on a quiet machine, three times that on a shared one
 WAIT = 500  # and then something hangs
 
 each = pytest.mark.parametrize("name", NAMES)
-each_unrevised = pytest.mark.parametrize("name", UNREVISED)
-each_revised = pytest.mark.parametrize("name", REVISED)
 
 
 def stored(name):
@@ -66,21 +60,15 @@ def smoke(name):
 # The two notebooks of a chapter
 
 
-def test_the_list_of_unrevised_chapters_shrinks():
-    assert [name for name in UNREVISED if f"{name}{chapters.EVIDENCE}" in NAMES] == []
-    assert [name for name in UNREVISED if name not in NAMES] == []
-
-
-@each_revised
+@each
 def test_contract(name):
     assert contract.breaches(name, stored(name)) == []
 
 
-@each_revised
+@each
 def test_a_lesson_and_its_evidence_come_together(name):
     other = name.removesuffix(chapters.EVIDENCE)
-    assert other in NAMES
-    assert (f"{other}{chapters.EVIDENCE}" in NAMES) != (other in contract.AWAITED)
+    assert {other, f"{other}{chapters.EVIDENCE}"} <= set(NAMES)
 
 
 # The stored notebook
@@ -125,7 +113,6 @@ def test_no_cell_changes_a_parameter(name):
     """Else `results.save(..., globals())` takes the published run for another."""
     notebook = stored(name)
     given = set(chapters.parameters(notebook))
-    given -= REBINDS.get(name, set()) if name in UNREVISED else set()
     cells = [cell for cell in code(notebook) if "parameters" not in contract.tags(cell)]
     assert [(names, cell.source) for cell in cells if (names := bound(cell.source) & given)] == []
 
@@ -199,24 +186,6 @@ def test_prose_reads_in_colab(name):
 
 
 # Chapters of the first edition
-
-
-@each_unrevised
-def test_unrevised_file_is_small_and_cells_are_short(name):
-    assert (chapters.NOTEBOOKS / f"{name}.ipynb").stat().st_size < 3_000_000
-    cells = [cell for cell in code(stored(name)) if "import" not in cell.source]
-    assert [c.source for c in cells if len(c.source.splitlines()) > 25] == []
-
-
-@each_unrevised
-def test_unrevised_prose_and_exercises(name):
-    notebook = stored(name)
-    text = prose(notebook)
-    assert len(re.findall(r"\w+", text)) >= 2000
-    exercises = len(re.findall(r"^:::+\{exercise\}", text, flags=re.M))
-    assert exercises >= 5
-    solutions = [c for c in chapters.tagged(notebook, "solution") if c.cell_type == "markdown"]
-    assert len(solutions) >= exercises
 
 
 # Parameter files

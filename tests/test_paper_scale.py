@@ -40,8 +40,8 @@ SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar1
          "stl10": (3, 96)}  # fmt: skip
 TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
           "06_clustering_images", "06_clustering_images_evidence", "07_regularised_gates",
-          "08_noise_and_latent_size", "09_mixture_of_experts", "10_imbalanced_clustering", "10_imbalanced_clustering_evidence",
-          "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
+          "08_noise_and_latent_size", "09_mixture_of_experts", "10_imbalanced_clustering",
+          "10_imbalanced_clustering_evidence", "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 

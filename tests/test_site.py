@@ -13,7 +13,6 @@ from playwright.sync_api import sync_playwright
 import address
 import build
 import chapters
-import contract
 
 pytestmark = pytest.mark.site
 
@@ -151,10 +150,6 @@ def test_page_fits_a_phone(page):
     assert width <= 360
 
 
-def revised(page):
-    return page.name.removeprefix("notebooks/") not in contract.UNREVISED
-
-
 # Elements that hide a part of themselves, other than what is meant for screen readers alone: such a
 # copy stands in each formula, and makes it wider than it looks.
 CLIPPED = """() => [...document.querySelectorAll("article *")].filter(e => {
@@ -174,7 +169,7 @@ def test_nothing_is_clipped(page, width):
     """On the wide page an output shows as a whole; on a narrow one it may scroll."""
     page.set_viewport_size({"width": width, "height": 1000})
     clipped = page.evaluate(CLIPPED)
-    scrolling = page.evaluate(SCROLLING) if width == 1400 and revised(page) else []
+    scrolling = page.evaluate(SCROLLING) if width == 1400 else []
     page.set_viewport_size({"width": 1280, "height": 720})
     assert clipped == []
     assert scrolling == []
@@ -182,8 +177,8 @@ def test_nothing_is_clipped(page, width):
 
 def test_the_first_picture_comes_early(page):
     """Before the third screen of 1,400 x 1,000, formulas and style sheets applied."""
-    if page.name.removeprefix("notebooks/") not in chapters.lessons() or not revised(page):
-        pytest.skip("no lesson, or one of the first edition")
+    if page.name.removeprefix("notebooks/") not in chapters.lessons():
+        pytest.skip("no lesson")
     page.set_viewport_size({"width": 1400, "height": 1000})
     tops = page.locator("article :is(figure, .cell_output img, .cell_output > svg)").evaluate_all(
         "pictures => pictures.map(p => p.getBoundingClientRect().top + scrollY)"

@@ -14,12 +14,6 @@ from nbformat import NotebookNode
 
 import chapters
 
-# Chapters of the first edition, in one notebook each: the older, looser rules hold for them until
-# they are written anew as lesson and evidence. This list ends empty.
-UNREVISED = [
-]
-# Lessons by the new rules whose evidence is not there yet. This list ends empty too.
-AWAITED: list[str] = []
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell", "parameters", "solution"}
 UNSEEN = {"hide-output", "hide-cell", "remove-output", "remove-cell", "solution"}
 BOXES = ("algorithm", "settings", "verdict")
