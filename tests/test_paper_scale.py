@@ -41,7 +41,8 @@ SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar1
 TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
           "06_clustering_images", "06_clustering_images_evidence", "07_regularised_gates",
           "08_noise_and_latent_size", "09_mixture_of_experts", "10_imbalanced_clustering",
-          "10_imbalanced_clustering_evidence", "11_swapped_predictions", "12_unknown_k"}  # fmt: skip
+          "10_imbalanced_clustering_evidence", "11_swapped_predictions",
+          "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
 
 
@@ -121,8 +122,7 @@ def test_deepkde_reshaping():
 
 @pytest.mark.parametrize(
     ("chapter", "before"),
-    [("06_clustering_images",
-          "06_clustering_images_evidence", ""), ("06_clustering_images_evidence", "photos_")],
+    [("06_clustering_images", ""), ("06_clustering_images_evidence", "photos_")],
     ids=["digits", "photographs"],
 )
 def test_clustering_images(chapter, before):
