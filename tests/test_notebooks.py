@@ -188,6 +188,12 @@ def test_prose_reads_in_colab(name):
 # Chapters of the first edition
 
 
+@each
+def test_no_output_shows_a_path_of_the_author(name):
+    shown = [line for output in outputs(stored(name)) for line in str(output).splitlines()]
+    assert [line[:200] for line in shown if "PosixPath(" in line] == []
+
+
 # Parameter files
 
 
