@@ -19,6 +19,7 @@ from latentspace.files import fingerprint, replacing
 from latentspace.generative_autoencoders import KINDS, train_autoencoder
 from latentspace.latent_size import latent_size
 from latentspace.noise import DensityClusters, density_clusters, embed
+from latentspace.training import predict
 
 __all__ = ["Pretrained", "codes_of", "pretrain", "trained"]
 
@@ -118,7 +119,6 @@ def _rebuilt(
     return network.to(memory_format=torch.channels_last).eval()
 
 
-@torch.no_grad()
-def codes_of(network: DynamicAutoencoder, images: Tensor, batch_size: int = 1_000) -> np.ndarray:
+def codes_of(network: DynamicAutoencoder, images: Tensor) -> np.ndarray:
     """The means of the codes of images (n, c, h, w): float32 (n, d)."""
-    return torch.cat([network(part) for part in images.split(batch_size)]).numpy()
+    return predict(network, images, batch_size=1_000).numpy()
