@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -233,13 +234,17 @@ def run_with_nbval(notebook, folder, timeout=WAIT):
     }
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", folder, "-q", "-x"]
     nbval = ["-p", "nbval.plugin", "--nbval-lax", "--nbval-cell-timeout", str(timeout)]
-    try:
-        return subprocess.run(
-            [*command, *nbval, "--nbval-kernel-name", "python3", "-p", "no:cacheprovider", path],
-            env=env, cwd=folder, timeout=timeout, capture_output=True, text=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return None
+    options = ["-p", "sockets", "--nbval-kernel-name", "python3", "-p", "no:cacheprovider"]
+    # A socket's path has some hundred characters at most, and this test's folder has more.
+    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as runtime:
+        try:
+            return subprocess.run(
+                [*command, *nbval, *options, path],
+                env=env | {"JUPYTER_RUNTIME_DIR": runtime},
+                cwd=folder, timeout=timeout, capture_output=True, text=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return None
 
 
 @pytest.mark.chapter

@@ -13,10 +13,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from jupyter_client.connect import LocalPortCache
 
 import address
 import chapters
 import colab
+import kernels
 import library
 import notebooks
 import rerun
@@ -603,3 +605,19 @@ def test_setup_cell_is_silent_elsewhere(monkeypatch, capfd):
     monkeypatch.setattr("subprocess.check_call", lambda *_: pytest.fail("installs something"))
     exec((chapters.ROOT / "book" / "tools" / "setup_cell.py").read_text(), {})
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps TCP")
+def test_kernels_need_no_port(tiny, monkeypatch):
+    """Two kernels that started at once had one port, and a run ended after a minute's wait."""
+
+    def taken(*_):
+        raise AssertionError("a port was asked for")
+
+    monkeypatch.setattr(LocalPortCache, "find_available_port", taken)
+    assert printed(run.run("01_tiny")) == "published 1.0\nsolved\n"
+    with kernels.sockets() as first, kernels.sockets() as second:
+        files = [config.KernelManager.connection_file for config in (first, second)]
+        assert files[0] != files[1]
+        assert all(len(f"{file}-ipc-5") < 100 for file in files)
+    assert not any(Path(file).parent.exists() for file in files)

@@ -16,6 +16,7 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 import chapters
+import kernels
 import library
 
 SETUP = Path(__file__).with_name("setup_cell.py")
@@ -57,9 +58,13 @@ def keep_outputs(fresh: NotebookNode, stored: NotebookNode) -> bool:
 
 def execute(notebook: NotebookNode, name: str) -> None:
     """Run the notebook in place, in the notebooks' folder, with one bar for its code cells."""
-    with tqdm(total=len(code_cells(notebook)), desc=name, unit="cell") as bar:
+    with (
+        tqdm(total=len(code_cells(notebook)), desc=name, unit="cell") as bar,
+        kernels.sockets() as config,
+    ):
         NotebookClient(
             notebook,
+            config=config,
             timeout=None,
             kernel_name="python3",
             record_timing=False,

@@ -18,6 +18,7 @@ import yaml
 from nbformat import NotebookNode
 
 import chapters
+import kernels
 from latentspace import data, runs
 
 
@@ -97,11 +98,11 @@ def alone(out: Path) -> Iterator[None]:
 
 def execute(notebook: NotebookNode, out: Path, parameters: dict[str, object], cwd: Path) -> None:
     """Execute a notebook with these parameters in the folder `cwd`, and stop at its first error."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, kernels.sockets() as config:
         source = Path(folder) / out.name
         nbformat.write(notebook, source)
         papermill.execute_notebook(
-            source, out, parameters=parameters, kernel_name="python3", cwd=cwd
+            source, out, parameters=parameters, kernel_name="python3", cwd=cwd, config=config
         )
 
 
