@@ -45,7 +45,10 @@ def test_address_is_the_one_of_the_configuration(name):
 def test_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == latentspace.__version__
-    assert f"@v{latentspace.__version__}" in (ROOT / "book" / "tools" / "setup_cell.py").read_text()
+    cell = (ROOT / "book" / "tools" / "setup_cell.py").read_text()
+    assert f'version = "v{latentspace.__version__}"' in cell
+    branch = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["branch"]
+    assert f'version = "{branch}"' in cell
 
 
 def test_site_lists_the_chapters_with_their_evidence_under_them():

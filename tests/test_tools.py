@@ -24,7 +24,7 @@ import notebooks
 import rerun
 import run
 import student
-from latentspace import results
+from latentspace import __version__, results
 
 TINY = """---
 kernelspec:
@@ -514,8 +514,28 @@ def test_address_must_be_a_repository_on_github(url):
 
 # The set-up cell
 
+VERSION = f"v{__version__}"
 
-def calls_in_colab(monkeypatch, absent):
+
+@pytest.fixture
+def public(tmp_path, monkeypatch):
+    """A repository without a tag, which git finds at the book's public address."""
+    folder = tmp_path / "public"
+    for command in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "-m", "first"]):
+        git(folder, *command)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{folder.as_uri()}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", address.current(chapters.ROOT))
+    return folder
+
+
+def git(folder, *arguments):
+    folder.mkdir(exist_ok=True)
+    author = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *author, *arguments], cwd=folder, check=True)
+
+
+def calls_in_colab(monkeypatch, absent=()):
     """Run the set-up cell as in Colab with the modules `absent`, and return its pip calls."""
     calls = []
     monkeypatch.setitem(sys.modules, "google.colab", object())
@@ -525,14 +545,28 @@ def calls_in_colab(monkeypatch, absent):
     return [call[4:] for call in calls]
 
 
-def test_setup_cell_installs_what_colab_lacks(monkeypatch):
-    from latentspace import __version__
-
-    address_of_library = f"git+{address.current(chapters.ROOT)}@v{__version__}"
-    start = ["--quiet", "--no-deps", address_of_library]
-    assert calls_in_colab(monkeypatch, []) == [start]
+def test_setup_cell_installs_what_colab_lacks(monkeypatch, public, capsys):
+    git(public, "tag", VERSION)
+    start = ["--quiet", "--no-deps", f"git+{address.current(chapters.ROOT)}@{VERSION}"]
+    assert calls_in_colab(monkeypatch) == [start]
     absent = ["umap", "mlxtend", "numpy", "torch"]
     assert calls_in_colab(monkeypatch, absent) == [[*start, "mlxtend", "umap-learn"]]
+    assert capsys.readouterr().out == ""
+
+
+def test_setup_cell_takes_the_branch_of_a_fork_without_the_release(monkeypatch, public, capsys):
+    git(public, "tag", f"{VERSION}.1")
+    git(public, "branch", VERSION)  # no release either
+    [[*_, library]] = calls_in_colab(monkeypatch)
+    assert library == f"git+{address.current(chapters.ROOT)}@main"
+    assert f"no release {VERSION}, so its branch main is installed" in capsys.readouterr().out
+
+
+def test_setup_cell_leaves_it_to_pip_to_say_that_nothing_answers(monkeypatch, public, capsys):
+    public.rename(public.with_name("elsewhere"))
+    [[*_, library]] = calls_in_colab(monkeypatch)
+    assert library.endswith(f"@{VERSION}")
+    assert capsys.readouterr().out == ""
 
 
 def wheel(folder, name, version, requires=()):
@@ -569,6 +603,7 @@ def test_setup_cell_changes_no_package_that_is_there(tmp_path):
     (tmp_path / "pip" / "pip").symlink_to(Path(pip.__file__).parent)
     env = {
         "PATH": os.environ["PATH"],
+        "GIT_ALLOW_PROTOCOL": "none",  # the cell asks GitHub for the release
         "PYTHONPATH": str(tmp_path / "pip"),
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_NO_INDEX": "1",

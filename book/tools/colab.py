@@ -16,7 +16,7 @@ from types import ModuleType
 import requirements
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = 'f"git+{address}@v0.1.0"'
+LIBRARY = 'f"git+{address}@{version}"'
 TOOLS = {"jupytext", "nbval", "papermill", "pytest", "pytest-timeout", "pyyaml"}
 
 
