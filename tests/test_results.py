@@ -1,21 +1,15 @@
-"""Records, their files, their display, and the scoreboard made of them."""
+"""Records, their files and their display."""
 
-import importlib.util
-import io
 import json
 import math
 import os
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from latentspace import results
-
-EXTENSION = Path(__file__).resolve().parents[1] / "book" / "_ext" / "scoreboard.py"
 
 
 def make(**changes):
@@ -225,90 +219,6 @@ def test_table():
     assert "&lt;before&gt;" in html
     assert html.count("<th>") == len(frame.columns)  # no index
     assert "document" in results.table([make(), make(document="StatDEC")])
-
-
-# The scoreboard
-
-
-@pytest.fixture(scope="module")
-def scoreboard():
-    pytest.importorskip("sphinx")
-    spec = importlib.util.spec_from_file_location("scoreboard", EXTENSION)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules["scoreboard"] = module
-    yield module
-    del sys.modules["scoreboard"]
-
-
-def build(source):
-    """Build the site in `source` with the directive; return its page and the warnings."""
-    from sphinx.application import Sphinx
-    from sphinx.util.docutils import docutils_namespace
-
-    (source / "notebooks").mkdir(exist_ok=True)
-    (source / "notebooks" / "02_deepkde.rst").write_text("Shaping by density\n==================\n")
-    (source / "index.rst").write_text(
-        "Scores\n======\n\n.. scoreboard::\n\n.. toctree::\n\n   notebooks/02_deepkde\n"
-    )
-    warnings, out = io.StringIO(), source / "_build"
-    with docutils_namespace():
-        Sphinx(
-            source, None, out, out / "trees", "html", status=None, warning=warnings,
-            confoverrides={"extensions": ["scoreboard"], "html_theme": "basic", "nitpicky": True},
-        ).build()  # fmt: skip
-    return (out / "index.html").read_text(), warnings.getvalue()
-
-
-def test_scoreboard_page(project, scoreboard):
-    page, warnings = build(project)
-    assert "No printed number has been measured yet." in page
-    assert warnings == ""
-
-    ours = make(row="later", paper=None)  # stays with its chapter
-    rows = [make(paper=0.94), make(row="before", ours=0.5, paper=0.6), ours]
-    results.save("02_deepkde", rows, PUBLISHED)
-    results.save("02_deepkde", [make()], {"seeds": [7]})
-    results.save("01_measuring_clusters", [make(paper=0.94)], PUBLISHED)
-    page, warnings = build(project)  # the page is read again, though its text has not changed
-    assert warnings == ""
-    assert page.count("<table") == 2
-    assert page.count("<caption>") == 2
-    assert 'href="notebooks/02_deepkde.html"><span class="doc">Shaping by density' in page
-    assert "Chapter 01 measuring clusters" in page
-    assert "0.930 ± 0.020" in page
-    assert page.count('<th class="head') == 2 * len(scoreboard.HEADINGS)
-    assert page.count('<th class="stub') == 3
-
-    results.save("02_deepkde", [make(ours=0.123, paper=0.1)], PUBLISHED)
-    page, _ = build(project)
-    assert "0.123" in page
-    (project / "book" / "results" / "02_deepkde.json").unlink()
-    page, _ = build(project)
-    assert page.count("<table") == 1
-    results.save("01_measuring_clusters", [ours], PUBLISHED)
-    page, _ = build(project)
-    assert page.count("<table") == 0
-
-
-def test_scoreboard_needs_none_of_the_librarys_dependencies():
-    """`make book` installs what shows stored outputs, and no numpy."""
-    missing = "numpy", "scipy", "pandas", "sklearn", "matplotlib", "torch", "torchvision"
-    script = (
-        "import sys, runpy\n"
-        f"sys.modules.update(dict.fromkeys({missing!r}))\n"
-        f"runpy.run_path({str(EXTENSION)!r})['results'].read"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_scoreboard_reports_a_broken_file(project, scoreboard):
-    folder = project / "book" / "results"
-    folder.mkdir(parents=True)
-    (folder / "02_deepkde.json").write_text('{"records": [{}]}')
-    _, warnings = build(project)
-    assert "02_deepkde.json is not a results file" in warnings
 
 
 def test_tex_in_a_row_is_shown_as_plain_text():

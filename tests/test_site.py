@@ -188,11 +188,47 @@ def test_the_first_picture_comes_early(page):
     assert min(tops) < 2000
 
 
-def test_search_answers(browser, server):
-    page = visit(browser, f"{server}/search.html?q=silhouette")
-    page.wait_for_selector("#search-results li a", timeout=10_000)
-    assert page.locator("#search-results li a[href*='glossary']").count() >= 1
+def test_no_page_is_heavy(page, html):
+    assert (html / f"{page.name}.html").stat().st_size < 2_000_000
+
+
+def found(browser, server, words):
+    """The addresses that a search for these words gives, in order."""
+    page = visit(browser, f"{server}/search.html?q={words}")
+    page.wait_for_selector("#search-results p:text('found')", timeout=10_000)
+    links = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.pathname)")
     assert page.troubles == []
+    page.close()
+    return links
+
+
+def test_search_answers(browser, server):
+    assert any("glossary" in link for link in found(browser, server, "silhouette"))
+
+
+@pytest.mark.parametrize("words", ["HDBSCAN", "bandwidth", "Sinkhorn", "StatDEC"])
+def test_search_finds_lessons_before_evidence(browser, server, words):
+    kinds = ["_evidence" in link for link in found(browser, server, words) if "notebooks" in link]
+    assert True in kinds
+    assert kinds == sorted(kinds)
+
+
+def test_scoreboard_filters_and_sorts(browser, server):
+    page = visit(browser, f"{server}/book/scoreboard.html")
+    rows = page.locator("table.scores tbody tr")
+    assert rows.count() > 200
+    assert not rows.first.is_visible()  # folded, so that the summary is one screen
+    page.fill(".scores-filter input", "deepdpm usps acc")
+    page.select_option(".scores-filter select", "agrees")
+    texts = [row.inner_text() for row in rows.all() if row.is_visible()]
+    assert 0 < len(texts) < 10
+    assert all("usps" in text and "ACC" in text and "agrees" in text for text in texts)
+    page.fill(".scores-filter input", "deepdpm")
+    page.locator("table.scores:visible th button", has_text="Ours").click()
+    values = [float(row.locator("td").nth(4).inner_text().split()[0]) for row in rows.all()
+              if row.is_visible()]  # fmt: skip
+    assert values == sorted(values)
+    assert len(set(values)) > 5
     page.close()
 
 

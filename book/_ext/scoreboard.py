@@ -1,101 +1,145 @@
-"""The directive ``{scoreboard}``: one table a notebook, from the records in ``book/results``.
+"""The directive ``{scoreboard}``: printed numbers beside ours, in a summary and in tables.
 
-A row is a number that a document prints; what the book alone measures stays with its evidence.
+The page is whole without JavaScript; `scoreboard.js` filters and sorts it.
 """
 
 import sys
+from html import escape
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-# The site is built without the library's dependencies; `results` needs none of them to be read.
-sys.path.append(str(Path(__file__).resolve().parents[2] / "lib"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
-from latentspace import results  # noqa: E402
+import printed  # noqa: E402
 
-HEADINGS = {
-    "document": "Document",
-    "item": "Item",
-    "row": "Row",
-    "metric": "Metric",
-    "paper": "Paper",
-    "ours": "Ours (mean ± std)",
-    "n": "n",
-    "setting": "Setting",
-    "device": "Device",
-    "time": "Time",
-}
-WIDTHS = {"document": 9, "item": 8, "row": 14, "metric": 10, "ours": 12, "setting": 16, "device": 8}
+HEADINGS = ("Table", "Row", "Metric", "Printed", "Ours", "n", "State", "Setting", "Where")
 
 
-def results_files(source: Path) -> list[Path]:
-    """The published results, one file a notebook; named runs have a second dot in their name."""
-    files = (Path(source) / "book" / "results").glob("*.json")
-    return sorted(path for path in files if "." not in path.stem)
+def _sources(root: Path) -> list[Path]:
+    return [root / "book" / "printed.yaml", *sorted((root / "book" / "results").glob("*.json"))]
 
 
-class Scoreboard(SphinxDirective):
-    """Show every printed number that a notebook measured, beside what it measured."""
+class _Page(SphinxDirective):
+    """What both directives share: they read the numbers, and their page follows them."""
 
-    def run(self) -> list[nodes.Node]:
-        files = results_files(self.env.srcdir)
-        self.env.metadata[self.env.docname]["scoreboard"] = _names(files)
-        tables = [self._table(path, rows) for path in files if (rows := self._printed(path))]
-        return tables or [nodes.paragraph(text="No printed number has been measured yet.")]
-
-    def _printed(self, path: Path) -> list[dict[str, str]]:
-        self.env.note_dependency(str(path))
+    def documents(self) -> list[printed.Document]:
+        root = Path(self.env.srcdir)
+        for path in _sources(root):
+            self.env.note_dependency(str(path))
+        self.env.metadata[self.env.docname]["printed"] = " ".join(map(str, _sources(root)))
         try:
-            records = results.read(path)
+            return printed.read(root)
         except ValueError as error:
             raise self.error(str(error)) from error
-        return [results.display_row(entry) for entry in records if entry["paper"] is not None]
-
-    def _table(self, path: Path, rows: list[dict[str, str]]) -> nodes.table:
-        table = nodes.table(classes=["scoreboard"], ids=[f"scoreboard-{path.stem}"])
-        caption = nodes.title("", "", self._link(path.stem))
-        self.set_source_info(caption)
-        table += caption
-        group = nodes.tgroup(cols=len(HEADINGS))
-        for column in HEADINGS:
-            spec = nodes.colspec(colwidth=WIDTHS.get(column, 6))
-            if column == "row":
-                spec["stub"] = 1  # the row's header, for screen readers too
-            group += spec
-        group += nodes.thead("", _row(list(HEADINGS.values())))
-        group += nodes.tbody("", *[_row([row[column] for column in HEADINGS]) for row in rows])
-        table += group
-        return table
-
-    def _link(self, chapter: str) -> nodes.Node:
-        """The chapter's title, linked, or its bare name if the book does not hold it."""
-        page = f"notebooks/{chapter}"
-        name = chapter.replace("_", " ")
-        text = nodes.inline(text=f"Chapter {name}" if name[0].isdigit() else name.capitalize())
-        if page not in self.env.found_docs:
-            return text
-        return pending_xref(
-            "", text, refdomain="std", reftype="doc", reftarget=f"/{page}",
-            refexplicit=False, refwarn=True, refdoc=self.env.docname,
-        )  # fmt: skip
 
 
-def _row(cells: list[str]) -> nodes.row:
-    return nodes.row("", *[nodes.entry("", nodes.paragraph(text=cell)) for cell in cells])
+class Scoreboard(_Page):
+    """A summary, a filter, and a folded table of the measured numbers of each document."""
+
+    def run(self) -> list[nodes.Node]:
+        documents = self.documents()
+        parts = [summary(documents), FILTER, *map(details, documents), SCRIPT]
+        return [nodes.raw("", "\n".join(parts), format="html")]
 
 
-def _names(files: list[Path]) -> str:
-    return " ".join(path.stem for path in files)
+def summary(documents: list[printed.Document]) -> str:
+    """One line a document: how many of its numbers are in each state, and a bar of them."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("Printed", *HEADS.values()))
+    lines = []
+    for document in documents:
+        counts = document.counts()
+        total = counts.total()
+        cells = "".join(f"<td>{counts[state] or '–'}</td>" for state in printed.STATES)
+        bar = "".join(
+            f'<i class="{slug(state)}" style="flex-grow:{counts[state]}"></i>'
+            for state in printed.STATES
+        )
+        title = f'<a href="#{anchor(document)}">{escape(document.name)}</a>'
+        lines.append(
+            f'<tr><th scope="row">{title}<span class="bar" aria-hidden="true">{bar}</span></th>'
+            f"<td>{total or '–'}</td>{cells}</tr>"
+        )
+    return (
+        '<div class="scores-summary pst-scrollable-table-container" tabindex="0"><table>'
+        "<caption>Printed numbers of each document, by what became of them here</caption>"
+        f'<thead><tr><th scope="col">Document</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+HEADS = {
+    "agrees": "agrees",
+    "differs": "differs",
+    "agrees, reduced": "agrees, reduced scale",
+    "differs, reduced": "differs, reduced scale",
+    "not run": "not run",
+}
+
+FILTER = (
+    '<form class="scores-filter" hidden onsubmit="return false">'
+    '<label>Rows with <input type="search" placeholder="MNIST, DeepDPM, ACC …"></label> '
+    '<label>State <select><option value="">all</option>'
+    + "".join(f"<option>{escape(state)}</option>" for state in printed.STATES[:-1])
+    + '</select></label> <output aria-live="polite"></output></form>'
+)
+
+SCRIPT = '<script src="../_static/scoreboard.js" defer></script>'
+
+
+def slug(state: str) -> str:
+    return state.replace(", ", "-").replace(" ", "-")
+
+
+def anchor(document: printed.Document) -> str:
+    return "scores-" + document.name.lower().replace(" ", "-")
+
+
+def details(document: printed.Document) -> str:
+    """The measured numbers of a document, folded, and what was left out of each table."""
+    measured = sum(len(table.rows) for table in document.tables)
+    head = "".join(f'<th scope="col">{name}</th>' for name in HEADINGS)
+    body = "".join(line(table, row) for table in document.tables for row in table.rows)
+    left = "".join(
+        f"<li>{escape(table.name)}: {table.counts()['not run']} of {table.numbers}."
+        f" {escape(table.rest)}</li>"
+        for table in document.tables
+        if table.counts()["not run"]
+    )
+    parts = [f"<p>{escape(document.note)}</p>"] if document.note else []
+    if body:
+        parts.append(
+            '<div class="pst-scrollable-table-container" tabindex="0"><table class="scores">'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+    if left:
+        parts.append(f"<p>Not run here:</p><ul>{left}</ul>")
+    return (
+        f'<details class="scores" id="{anchor(document)}"><summary>{escape(document.name)}: '
+        f"{measured} measured</summary>{''.join(parts)}</details>"
+    )
+
+
+def line(table: printed.Table, row: printed.Measured) -> str:
+    shown = printed.results.display_row(row.record)
+    number = row.chapter[:2].lstrip("0")
+    what = "evidence" if row.chapter.endswith("_evidence") else "lesson"
+    link = f'<a href="../notebooks/{row.chapter}.html">{number}, {what}</a>'
+    cells = (
+        escape(table.name), escape(shown["row"]), escape(shown["metric"]), shown["paper"],
+        shown["ours"], shown["n"], f'<span class="{slug(row.state)}">{row.state}</span>',
+        escape(shown["setting"]), link,
+    )  # fmt: skip
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
-    """Pages to read again, because a chapter's results were added or removed."""
-    now = _names(results_files(env.srcdir))
-    pages = ((page, data.get("scoreboard")) for page, data in env.metadata.items())
+    """Pages to read again, because a file of results was added or removed."""
+    now = " ".join(map(str, _sources(Path(env.srcdir))))
+    pages = ((page, data.get("printed")) for page, data in env.metadata.items())
     return [page for page, then in pages if then is not None and then != now]
 
 
