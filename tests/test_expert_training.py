@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from latentspace.estimators import initial_weights
-from latentspace.expert_training import train_experts, train_manager, train_mixture
+from latentspace.expert_training import train_experts, train_manager, train_mixture, train_voters
 from latentspace.experts import Experts, Manager, Mixture
 from latentspace.training.checkpoints import seed_of
 
@@ -110,6 +111,48 @@ def test_an_expert_without_images_keeps_its_weights():
     for name, value in model.named_parameters():
         for k, (old, new) in enumerate(zip(before[name].chunk(4), value.chunk(4), strict=True)):
             assert torch.equal(old, new) == (k in (0, 2)), (name, k)
+
+
+def by_least_error(model, x):
+    """The vote written out, with the bound from torch's distributions."""
+    with torch.no_grad():
+        means, log_variances = model.encode(x)
+        logits = model.decode(means)
+    pixels = Bernoulli(logits=logits, validate_args=False).log_prob(x[:, None]).sum((2, 3, 4))
+    code = kl_divergence(Normal(means, (log_variances / 2).exp()), Normal(0.0, 1.0)).sum(2)
+    return (pixels - code).argmax(1).numpy()
+
+
+def test_rounds_of_the_vote_by_hand():
+    x, y = halves()
+    x, y = torch.cat([x, x[:3].mean(0, keepdim=True)]), np.append(y, 0)  # one that is in between
+    settings = {"views": None, "batch_size": 10, "lr": 5e-3}
+    model, bare, labels = experts(), experts(), y
+    rounds = {"rounds": 3, "epochs": 4, "round_epochs": 2, "seed": 5}
+    votes, history = train_voters(model, x, y, **rounds, **settings)
+    assert len(votes) == 3 and len(history) == 8
+    for turn, epochs in enumerate((4, 2, 2)):
+        train_experts(bare, x, labels, epochs=epochs, seed=5 + turn, **settings)
+        labels = by_least_error(bare, x)
+        np.testing.assert_array_equal(votes[turn], labels)
+
+
+def test_a_vote_mends_labels():
+    x, y = halves(60)
+    wrong = y.copy()
+    wrong[:6] = 1 - y[:6]
+    settings = {"views": None, "epochs": 40, "round_epochs": 10, "batch_size": 10, "lr": 5e-3}
+    votes, _ = train_voters(experts(), x, wrong, rounds=2, **settings)
+    np.testing.assert_array_equal(votes[-1], y)
+
+
+def test_an_expert_that_loses_all_images_in_a_round():
+    """The second never has any: it stays as it was, and nothing becomes NaN."""
+    x, y = halves()
+    model = experts()
+    votes, history = train_voters(model, x, 0 * y, rounds=2, epochs=30, views=None, lr=5e-3)
+    assert (votes[0] == 0).all() and (votes[1] == 0).all()
+    assert np.isfinite(history["loss"]).all()
 
 
 def test_an_expert_of_one_image():

@@ -16,6 +16,7 @@ from latentspace.experts import (
     Experts,
     Manager,
     Mixture,
+    Vote,
     balanced_entropy,
     batch_entropy,
     expert_errors,
@@ -251,6 +252,29 @@ def test_errors_are_minus_the_evidence_bound(likelihood):
         prior = Independent(Normal(torch.zeros(4, 3), torch.ones(4, 3)), 1)
         bound = log_density - kl_divergence(code, prior)
         torch.testing.assert_close(found[:, k], -bound / 35, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_vote_is_bayes_rule_with_equal_shares(likelihood):
+    """Of each image by each expert, one at a time, the bound from torch's distributions."""
+    with initial_weights(0):
+        experts = Experts((2, 8, 8), [3, 1, 2], filters=2, likelihood=likelihood).eval()
+    x = torch.rand(9, 2, 8, 8, generator=source())
+    means, log_variances = experts.encode(x)
+    painted = experts.decode(means)
+    bounds = torch.empty(9, 3)
+    for i, k in itertools.product(range(9), range(3)):
+        of_pixel = (Bernoulli(logits=painted[i, k], validate_args=False)
+                    if likelihood == "bernoulli" else Normal(painted[i, k], 1.0))  # fmt: skip
+        code = Normal(means[i, k], (log_variances[i, k] / 2).exp())
+        prior = Normal(torch.zeros(3), torch.ones(3))
+        bounds[i, k] = of_pixel.log_prob(x[i]).sum() - kl_divergence(code, prior).sum()
+    vote = Vote(experts)(x)
+    torch.testing.assert_close(vote.softmax(1), bounds.softmax(1), rtol=1e-3, atol=1e-5)
+    assert torch.equal(vote.argmax(1), bounds.argmax(1))
+    mixture = Mixture(Vote(experts), experts)
+    expected = (bounds.softmax(1)[:, :, None, None, None] * experts.grey(means)).sum(1)
+    torch.testing.assert_close(mixture.reconstruct(x), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_experts_of_unequal_size():

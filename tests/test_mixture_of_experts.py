@@ -7,18 +7,25 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score, homogeneity_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from latentspace import mixture_of_experts
+from latentspace.estimators import draw_seed
+from latentspace.images import image_tensor
 from latentspace.latent_size import latent_size
 from latentspace.mixture_of_experts import MixtureOfExperts
 from latentspace.noise import DensityClusters
+from latentspace.pretraining import pretrain
 
 FAST = {"filters": 2, "views": None, "umap": False, "pretrain_epochs": 2, "manager_epochs": 20,
         "epochs": 2, "expert_epochs": 3, "batch_size": 20, "lr": 5e-3, "random_state": 0,
         "device": "cpu"}  # fmt: skip
 
 
-@parametrize_with_checks([MixtureOfExperts("gaussian", 2, autoencoder=None, **FAST)])
+@parametrize_with_checks([
+    MixtureOfExperts("gaussian", 2, autoencoder=None, **FAST),
+    MixtureOfExperts("gaussian", 2, autoencoder=None, vote=2, round_epochs=1, **FAST),
+])  # fmt: skip
 def test_scikit_learn(estimator, check):
     check(estimator)
 
@@ -55,6 +62,51 @@ def test_what_it_returns(model):
         np.testing.assert_allclose(model.codes(X, k)[own], model.transform(X)[own])
     assert np.abs(model.reconstruct(X) - X).mean() < 0.1
     assert len(model.history_) == model.n_iter_ == 2 and len(model.expert_history_) == 60
+
+
+def test_experts_that_vote():
+    """Labels by the least error, for each image and expert with torch's distributions."""
+    wrong = Y.copy()
+    wrong[:9] = (Y[:9] + 1) % 3
+    settings = FAST | {"epochs": 0, "expert_epochs": 60, "vote": 2, "round_epochs": 5}
+    model = MixtureOfExperts(wrong, autoencoder=None, expert_dim=2, **settings).fit(X)
+    experts, x = model.network_.experts, torch.tensor(X, dtype=torch.float32)[:, None]
+    with torch.no_grad():
+        means, log_variances = experts.encode(x)
+        logits = experts.decode(means)
+    bounds = np.empty((90, 3))
+    for k in range(3):
+        pixels = Bernoulli(logits=logits[:, k], validate_args=False).log_prob(x).sum((1, 2, 3))
+        code = Normal(means[:, k], (log_variances[:, k] / 2).exp())
+        bounds[:, k] = pixels - kl_divergence(code, Normal(0.0, 1.0)).sum(1)
+    np.testing.assert_array_equal(model.labels_, bounds.argmax(1))
+    np.testing.assert_array_equal(model.predict(X), model.labels_)
+    chances = np.exp(bounds - bounds.max(1, keepdims=True))
+    expected = chances / chances.sum(1, keepdims=True)
+    np.testing.assert_allclose(model.predict_proba(X), expected, atol=1e-3)
+    np.testing.assert_array_equal(model.labels_, Y)
+    assert np.abs(model.reconstruct(X) - X).mean() < 0.1
+    assert model.n_iter_ == len(model.history_) == 0 and len(model.expert_history_) == 65
+    without = clone(model).set_params(vote=0).fit(X)
+    np.testing.assert_array_equal(without.manager_labels_, model.manager_labels_)
+    np.testing.assert_array_equal(without.manager_labels_, without.labels_)
+
+
+@pytest.mark.parametrize("latent_dim", [2, None])
+def test_it_starts_from_what_pretraining_finds(latent_dim):
+    x = image_tensor(X)
+    settings = {"filters": 2, "views": None, "batch_size": 20, "lr": 5e-3, "device": "cpu"}
+    done = pretrain(x, latent_dim=latent_dim, wide_dim=9, wide_epochs=1, epochs=3, umap=False,
+                    seed=draw_seed(7), cache=False, **settings)  # fmt: skip
+    changed = {"pretrain_epochs": 3, "random_state": 7}
+    model = MixtureOfExperts(wide_dim=9, latent_dim=latent_dim, **FAST | changed).fit(X)
+    np.testing.assert_array_equal(model.initial_labels_, done.found.labels)
+
+
+def test_a_fit_writes_no_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTSPACE_DATA", str(tmp_path))
+    MixtureOfExperts(latent_dim=2, **FAST).fit(X)
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_expert_paints_its_cluster(model):
@@ -125,7 +177,7 @@ def test_from_images_to_clusters_without_labels():
 def test_hdbscan_that_refuses_everything_or_finds_one_cluster(refused, monkeypatch):
     n, k = len(X), 0 if refused else 1
     found = DensityClusters(np.full(n, k - 1), np.full(n, float(k)), np.ones((n, k)), np.ones(k))
-    monkeypatch.setattr(mixture_of_experts, "density_clusters", lambda points: found)
+    monkeypatch.setattr(mixture_of_experts, "density_clusters", lambda points, cache: found)
     model = MixtureOfExperts(autoencoder=None, **FAST)
     if refused:
         with pytest.warns(UserWarning, match="no clusters"):
@@ -137,10 +189,11 @@ def test_hdbscan_that_refuses_everything_or_finds_one_cluster(refused, monkeypat
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@pytest.mark.parametrize("autoencoder", [None, "VAE"])
 @pytest.mark.parametrize("init", ["gaussian", Y])
-def test_constant_images(init):
+def test_constant_images(init, autoencoder):
     x = np.full((90, 4, 4), 0.5)
-    model = MixtureOfExperts(init, 3, autoencoder=None, **FAST).fit(x)
+    model = MixtureOfExperts(init, 3, autoencoder=autoencoder, **FAST).fit(x)
     assert np.isfinite(model.reconstruct(x)).all() and np.isfinite(model.sample(0, 2)).all()
     assert (model.expert_dims_ == 1).all()
 

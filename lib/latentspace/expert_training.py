@@ -1,7 +1,7 @@
 """Training the manager and its experts, in the thesis's three steps (4.4.4 and 4.5.2).
 
 The manager learns given soft labels. Then manager and experts are trained together, then each
-expert alone on its own images.
+expert alone on its own images. A fourth step is ours: the experts vote on whose an image is.
 """
 
 import math
@@ -15,14 +15,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from latentspace.estimators import initial_weights
-from latentspace.experts import Experts, Manager, Mixture, expert_errors, mixture_loss
+from latentspace.experts import Experts, Manager, Mixture, Vote, expert_errors, mixture_loss
 from latentspace.generative_autoencoders import gentle_views
-from latentspace.training import batches, fit
+from latentspace.training import batches, fit, predict
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["train_experts", "train_manager", "train_mixture"]
+__all__ = ["train_experts", "train_manager", "train_mixture", "train_voters"]
 
 Views = Callable[[Tensor, torch.Generator], Tensor] | None
 
@@ -146,6 +146,38 @@ def train_experts(
 
     steps = torch.arange(max(1, round(len(y) / batch_size)))
     return _train(experts, (steps,), step, [(experts, lr)], epochs, 1, seed, device, progress)
+
+
+def train_voters(
+    experts: Experts,
+    images: Tensor,
+    labels: ArrayLike,
+    *,
+    rounds: int = 3,
+    epochs: int = 30,
+    round_epochs: int = 8,
+    seed: int = 0,
+    **settings: Any,
+) -> tuple[list[np.ndarray], "pd.DataFrame"]:
+    """The second phase and the experts' vote, in turns: hard EM; trained in place.
+
+    In each round every expert is trained on its images, for ``epochs`` in the first and
+    ``round_epochs`` in the others, and each image goes to the expert with the least error. An
+    expert that has lost all images keeps its weights, and may win some again. ``settings`` are
+    those of `train_experts`, whose seed is ``seed`` plus the rounds before. Returns the labels
+    (n,) of each round, and its history of all.
+    """
+    import pandas as pd
+
+    votes: list[np.ndarray] = []
+    histories = []
+    for turn in range(rounds):
+        histories.append(train_experts(
+            experts, images, votes[-1] if votes else labels, seed=seed + turn,
+            epochs=round_epochs if turn else epochs, **settings,
+        ))  # fmt: skip
+        votes.append(predict(Vote(experts), images).argmax(1).numpy())
+    return votes, pd.concat(histories, ignore_index=True)
 
 
 def _seen(images: Tensor, views: Views, generator: torch.Generator) -> Tensor:

@@ -27,7 +27,7 @@ from latentspace.dynamic_autoencoder import (
 from latentspace.variational import bernoulli_error, draw, gaussian_error, kl_to_standard
 
 __all__ = [
-    "Experts", "Manager", "Mixture", "balanced_entropy", "batch_entropy", "expert_errors",
+    "Experts", "Manager", "Mixture", "Vote", "balanced_entropy", "batch_entropy", "expert_errors",
     "mixture_loss", "sample_entropy", "soft_labels",
 ]  # fmt: skip
 
@@ -217,14 +217,30 @@ def expert_errors(experts: Experts, images: Tensor, noise: Tensor | None = None)
     return nats.view(-1, experts.k) / math.prod(experts.shape)
 
 
+class Vote(nn.Module):
+    """Experts in the place of their manager: each image goes to the one with the least error.
+
+    The softmax of its scores is Bayes' rule for equal shares, with minus an expert's error, summed
+    over the pixels, for the log density of the image. The thesis (4.5.3) names the vote only.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (n, K) of images (n, channels, height, width), at the means of their codes."""
+        return -math.prod(self.experts.shape) * expert_errors(self.experts, images)
+
+
 class Mixture(nn.Module):
-    """A manager and its experts.
+    """A manager, or a vote, and the experts.
 
     It has two answers for an image, the manager's probabilities and the weighted paintings. Thesis
     eq. 3.1 declares the one and defines the other (S32).
     """
 
-    def __init__(self, manager: Manager, experts: Experts) -> None:
+    def __init__(self, manager: Manager | Vote, experts: Experts) -> None:
         super().__init__()
         self.manager, self.experts = manager, experts
 

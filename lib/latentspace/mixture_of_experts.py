@@ -1,7 +1,7 @@
 """The whole method of the thesis as one estimator: from images to experts that paint their cluster.
 
 Pretraining finds the clusters and their noise, a manager learns them, and the mixture trains
-manager and experts (thesis 3.2 to 3.4, 4.4 and 4.5).
+manager and experts (thesis 3.2 to 3.4, 4.4 and 4.5). The experts may then vote, which is ours.
 """
 
 import warnings
@@ -26,12 +26,13 @@ from latentspace.estimators import (
     fitting,
     initial_weights,
 )
-from latentspace.expert_training import train_experts, train_manager, train_mixture
-from latentspace.experts import Experts, Mixture, expert_errors, soft_labels
-from latentspace.generative_autoencoders import KINDS, gentle_views, train_autoencoder
+from latentspace.expert_training import train_experts, train_manager, train_mixture, train_voters
+from latentspace.experts import Experts, Mixture, Vote, expert_errors, soft_labels
+from latentspace.generative_autoencoders import KINDS, gentle_views
 from latentspace.images import has_images, image_tensor
 from latentspace.latent_size import latent_size
 from latentspace.noise import density_clusters, embed
+from latentspace.pretraining import found_codes
 from latentspace.training import predict
 
 __all__ = ["MixtureOfExperts"]
@@ -65,7 +66,12 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
     alpha, beta : float
         Weights of the entropies, see `experts.mixture_loss`.
     pretrain_epochs, manager_epochs, epochs, expert_epochs : int
-        Of the autoencoders, the manager, the first phase and the second.
+        Of the autoencoders, the manager, the first phase and the second; 0 ``epochs`` leave the
+        first phase out.
+    vote, round_epochs : int
+        Rounds of the experts' vote after the second phase, and epochs before each further round,
+        for the experts to learn the images that they have won. In a round each image goes to the
+        expert with the least error; without rounds it stays with the manager's (the thesis).
     batch_size : int
     lr : float
         Adam's rate for autoencoder, manager and experts; a tenth of it for the manager in the
@@ -79,13 +85,15 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
 
     Attributes
     ----------
-    labels_ : int array (n,), the manager's most probable expert, for refused images too
+    labels_ : int array (n,), each image's expert, for refused images too
+    manager_labels_ : int array (n,), the manager's most probable expert; ``labels_`` without a vote
     initial_labels_ : int array (n,), what the manager was taught; -1 where refused
     noise_ : bool array (n,), the noise vector
     n_clusters_ : int, K
     expert_dims_ : int array (K,)
-    network_ : experts.Mixture, on the CPU, in evaluation mode
-    history_ : DataFrame of the first phase, one row an epoch; expert_history_ of the second
+    network_ : experts.Mixture, on the CPU, in evaluation mode; after a vote its manager is the vote
+    history_ : DataFrame of the first phase, one row an epoch; expert_history_ of the second, and
+        of the rounds
     n_iter_ : int, epochs of the first phase
     image_shape_ : (channels, height, width)
 
@@ -101,21 +109,18 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
         "n_clusters": [at_least(1), None],
         "autoencoder": [StrOptions(set(KINDS)), None],
         "umap": ["boolean"],
-        "wide_dim": [at_least(1)],
         "latent_dim": [at_least(1), None],
         "expert_dim": [StrOptions({"mean", "own"}), Interval(Integral, 1, None, closed="left")],
         "filters": [at_least(1), None],
         "likelihood": [StrOptions({"bernoulli", "gaussian"})],
         "views": [callable, None],
-        "alpha": [NOT_NEGATIVE],
-        "beta": [NOT_NEGATIVE],
-        "pretrain_epochs": [at_least(1)],
-        "manager_epochs": [at_least(1)],
-        "epochs": [at_least(1)],
-        "expert_epochs": [at_least(1)],
         "batch_size": [at_least(2)],
         "lr": [POSITIVE],
         "image_shape": ["array-like", None],
+        **dict.fromkeys(("alpha", "beta"), [NOT_NEGATIVE]),
+        **dict.fromkeys(("epochs", "vote"), [at_least(0)]),
+        **dict.fromkeys(("wide_dim", "pretrain_epochs", "manager_epochs"), [at_least(1)]),
+        **dict.fromkeys(("expert_epochs", "round_epochs"), [at_least(1)]),
     }
 
     def __init__(
@@ -136,6 +141,8 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
         manager_epochs: int = 10,
         epochs: int = 5,
         expert_epochs: int = 40,
+        vote: int = 0,
+        round_epochs: int = 10,
         batch_size: int = 100,
         lr: float = 1e-3,
         image_shape: Sequence[int] | None = None,
@@ -159,6 +166,8 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
         self.manager_epochs = manager_epochs
         self.epochs = epochs
         self.expert_epochs = expert_epochs
+        self.vote = vote
+        self.round_epochs = round_epochs
         self.batch_size = batch_size
         self.lr = lr
         self.image_shape = image_shape
@@ -218,22 +227,19 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def _codes(self, x: Tensor, seed: int) -> np.ndarray:
         """What is clustered before an embedding (n, d): codes, or pixels."""
+        pixels = x.flatten(1).numpy()
+        if not np.ptp(pixels, 0).any():  # nothing to learn or to count
+            return pixels[:, :1]
         read = isinstance(self.init, str) or isinstance(self.expert_dim, str)
         if self.autoencoder is None or not read:
-            return x.flatten(1).numpy()
-        d = self.latent_dim
-        if d is None:
-            epochs = -(-self.pretrain_epochs // 4)
-            d = self._count(self._encoded(x, self.autoencoder, self.wide_dim, epochs, seed), 0.9)
-        return self._encoded(x, self.autoencoder, d, self.pretrain_epochs, seed)
-
-    def _encoded(self, x: Tensor, kind: str, d: int, epochs: int, seed: int) -> np.ndarray:
-        network, _ = train_autoencoder(
-            x, d, kind, likelihood=self.likelihood, views=self.views,
-            filters=self.filters, epochs=epochs, batch_size=self.batch_size,
-            lr=self.lr, seed=seed, device=self.device, progress=self.progress,
-        )  # fmt: skip
-        return predict(network, x).numpy()
+            return pixels
+        return found_codes(
+            x, latent_dim=self.latent_dim, wide_dim=self.wide_dim,
+            wide_epochs=-(-self.pretrain_epochs // 4), epochs=self.pretrain_epochs,
+            kind=self.autoencoder, likelihood=self.likelihood, views=self.views,
+            filters=self.filters, batch_size=self.batch_size, lr=self.lr, seed=seed,
+            device=self.device, progress=self.progress, cache=False,
+        )[2]  # fmt: skip
 
     def _clusters(self, codes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels (n,), -1 for noise, and soft labels (those that are no noise, K)."""
@@ -242,10 +248,10 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
             return _given(np.asarray(self.init), n)
         points = codes
         if self.umap:
-            points = embed(codes, min(codes.shape[1], n - 2), seed=seed)
+            points = embed(codes, min(codes.shape[1], n - 2), seed=seed, cache=False)
         if self.init == "gaussian":
             return _gaussian(points, self.n_clusters, seed)
-        found = density_clusters(points)
+        found = density_clusters(points, cache=False)
         if not found.n_clusters:
             warnings.warn("HDBSCAN finds no clusters: one expert gets all images", stacklevel=4)
             return np.zeros(n, int), np.ones((n, 1), np.float32)
@@ -264,9 +270,7 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
         """`latent_size`; 1 for codes that do not vary."""
         return latent_size(codes, share) if len(codes) > 1 and np.ptp(codes, 0).any() else 1
 
-    def _train(
-        self, x: Tensor, targets: np.ndarray, seed: int, callback: Callable | None
-    ) -> None:
+    def _train(self, x: Tensor, targets: np.ndarray, seed: int, callback: Callable | None) -> None:
         shared: dict[str, Any] = {
             "views": self.views, "batch_size": self.batch_size, "seed": seed,
             "device": self.device, "progress": self.progress,
@@ -284,23 +288,29 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
             manager_lr=self.lr / 10, lr=self.lr, callback=callback, **shared,
         )  # fmt: skip
         self.n_iter_ = self.epochs
-        self.labels_ = predict(mixture, x).argmax(1).numpy()
-        self.expert_history_ = train_experts(
-            experts, x, self.labels_, epochs=self.expert_epochs, lr=self.lr, **shared
-        )
-        self.network_ = mixture
+        self.manager_labels_ = predict(manager, x).argmax(1).numpy()
+        second = (experts, x, self.manager_labels_)
+        shared |= {"epochs": self.expert_epochs, "lr": self.lr}
+        if self.vote:
+            votes, self.expert_history_ = train_voters(
+                *second, rounds=self.vote, round_epochs=self.round_epochs, **shared
+            )
+            self.labels_, self.network_ = votes[-1], Mixture(Vote(experts), experts)
+        else:
+            self.expert_history_ = train_experts(*second, **shared)
+            self.labels_, self.network_ = self.manager_labels_, mixture
 
     # --- after the fit ---
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """The manager's probability of each expert (n, K)."""
+        """The manager's probability of each expert (n, K), or that of the vote."""
         x = self._images(X)
-        return predict(self.network_, x).double().softmax(1).numpy()
+        return predict(self.network_.manager, x).double().softmax(1).numpy()
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """The most probable expert of each image (n,)."""
+        """The expert of each image (n,): the most probable, or that with the least error."""
         x = self._images(X)
-        return predict(self.network_, x).argmax(1).numpy()
+        return predict(self.network_.manager, x).argmax(1).numpy()
 
     def transform(self, X: ArrayLike) -> np.ndarray:
         """The codes (n, d) of images, each by its own expert; see `codes`."""
@@ -364,18 +374,15 @@ class MixtureOfExperts(ClusterMixin, TransformerMixin, BaseEstimator):
         return grey[..., 0] if grey.shape[-1] == 1 else grey
 
 
-def _gaussian(
-    points: np.ndarray, k: int | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _gaussian(points: np.ndarray, k: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.mixture import GaussianMixture
 
     if k is None:
         raise ValueError("init='gaussian' needs n_clusters")
     if len(points) < k:
         raise ValueError(f"n_samples={len(points)} should be >= n_clusters={k}")
-    points = points.astype(np.float64)
-    model = GaussianMixture(k, n_init=10, random_state=seed).fit(points)
-    soft = model.predict_proba(points)
+    model = GaussianMixture(k, n_init=10, random_state=seed)
+    soft = model.fit(points.astype(np.float64)).predict_proba(points.astype(np.float64))
     return soft.argmax(1), soft.astype(np.float32)
 
 

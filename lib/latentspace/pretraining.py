@@ -21,7 +21,7 @@ from latentspace.latent_size import latent_size
 from latentspace.noise import DensityClusters, density_clusters, embed
 from latentspace.training import predict
 
-__all__ = ["Pretrained", "codes_of", "pretrain", "trained"]
+__all__ = ["Pretrained", "codes_of", "found_codes", "pretrain", "trained"]
 
 
 class Pretrained(NamedTuple):
@@ -74,15 +74,35 @@ def pretrain(
     ValueError
         As the steps do.
     """
-    settings = {"filters": 8, "lr": 1e-3} | settings | {"seed": seed, "cache": cache}
+    wide_codes, network, codes = found_codes(
+        images, latent_dim=latent_dim, share=share, wide_dim=wide_dim, wide_epochs=wide_epochs,
+        epochs=epochs, seed=seed, cache=cache, **settings,
+    )  # fmt: skip
+    points = embed(codes, seed=seed, cache=cache) if umap else codes
+    return Pretrained(wide_codes, network, codes, points, density_clusters(points, cache=cache))
+
+
+def found_codes(
+    images: Tensor,
+    *,
+    latent_dim: int | None = None,
+    share: float = 0.9,
+    wide_dim: int = 100,
+    wide_epochs: int = 4,
+    epochs: int = 16,
+    **settings: Any,
+) -> tuple[np.ndarray | None, DynamicAutoencoder, np.ndarray]:
+    """The steps of `pretrain` up to the codes: its ``wide_codes``, ``network`` and ``codes``.
+
+    ``settings`` are those of `trained`, with the defaults of `pretrain`.
+    """
+    settings = {"filters": 8, "lr": 1e-3} | settings
     wide_codes, d = None, latent_dim
     if d is None:
         wide_codes = codes_of(trained(images, wide_dim, epochs=wide_epochs, **settings), images)
         d = latent_size(wide_codes, share)
     network = trained(images, d, epochs=epochs, **settings)
-    codes = codes_of(network, images)
-    points = embed(codes, seed=seed, cache=cache) if umap else codes
-    return Pretrained(wide_codes, network, codes, points, density_clusters(points, cache=cache))
+    return wide_codes, network, codes_of(network, images)
 
 
 def trained(
