@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,26 +74,25 @@ def extract_files(
         No file, one that is no image (the message names it; what was computed stays), features
         that are not finite, or an unfinished file of another model or of other images.
     """
-    out, files = Path(out), [Path(file) for file in files]
-    if out.exists() or not files or out.suffix != ".npy":
-        raise ValueError(f"need files, and a new .npy file to write to; got {len(files)} and {out}")
+    out, paths = Path(out), [Path(file) for file in files]
+    if out.exists() or not paths or out.suffix != ".npy":
+        raise ValueError(f"need files, and a new .npy file to write to; got {len(paths)} and {out}")
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be 1 or more, got {batch_size}, {workers}")
     model = extractor(model) if isinstance(model, str) else model
     device = pick_device(device)
-    run = {"model": identity(model), "files": _digest(files), "shape": [len(files), model.width]}
+    shape = (len(paths), model.width)
+    run = {"model": identity(model), "files": _digest(paths), "width": model.width}
     part, state = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.json")
     done = _resume(state, run)
-    rows = np.lib.format.open_memmap(
-        part, "r+" if done else "w+", np.float32, (len(files), model.width)
-    )
+    rows = np.lib.format.open_memmap(part, "r+" if done else "w+", np.float32, shape)
     model.to(device).eval()
-    with Line(range(done, len(files)), done, 1, progress) as line, torch.inference_mode():
-        line.set_description_str(f"{model.name}: {len(files):,} files")
-        for start, images in _batches(model, files, done, batch_size, workers):
+    with Line(range(done, len(paths)), done, 1, progress) as line, torch.inference_mode():
+        line.set_description_str(f"{model.name}: {len(paths):,} files")
+        for start, images in _batches(model, paths, done, batch_size, workers):
             features = model(images.to(device)).float().cpu()
             if not features.isfinite().all():
-                raise ValueError(f"{model.name} gives NaN or infinity from {files[start]} on")
+                raise ValueError(f"{model.name} gives NaN or infinity from {paths[start]} on")
             done = start + len(images)
             rows[start:done] = features.numpy()
             rows.flush()
@@ -108,7 +107,7 @@ def _digest(files: Sequence[Path]) -> str:
     return hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:12]
 
 
-def _resume(state: Path, run: dict[str, object]) -> int:
+def _resume(state: Path, run: Mapping[str, object]) -> int:
     """How many rows are there already; ValueError if they belong to another run."""
     if not state.exists():
         return 0
