@@ -13,12 +13,13 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from jupytext.compare import compare_notebooks
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import chapters
 import contract
+from chapters import code_cells as code
+from chapters import stored
 from latentspace import runs
 
 NAMES = chapters.names()
@@ -28,14 +29,6 @@ CPU_SECONDS = 45  # at most 15 s on a quiet machine, three times that on a share
 WAIT = 500  # and then something hangs
 
 each = pytest.mark.parametrize("name", NAMES)
-
-
-def stored(name):
-    return nbformat.read(chapters.NOTEBOOKS / f"{name}.ipynb", as_version=4)
-
-
-def code(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def prose(notebook):
@@ -63,7 +56,7 @@ def smoke(name):
 
 @each
 def test_contract(name):
-    assert contract.breaches(name, stored(name)) == []
+    assert contract.breaches(name, contract.newest(name)) == []
 
 
 @each
@@ -73,13 +66,6 @@ def test_a_lesson_and_its_evidence_come_together(name):
 
 
 # The stored notebook
-
-
-@each
-def test_notebook_is_made_from_the_text(name):
-    compare_notebooks(
-        stored(name), chapters.read(name), fmt="md:myst", allow_expected_differences=True
-    )
 
 
 @each
@@ -176,17 +162,6 @@ def test_each_figure_says_what_is_seen(name):
     found = alternatives(stored(name))
     assert found or chapters.is_evidence(name), "a chapter has a figure"
     assert [alt for alt in found if alt is None or len(alt.split()) < 5] == []
-
-
-@each
-def test_prose_reads_in_colab(name):
-    text = prose(stored(name))
-    assert re.findall(r"^```+\{.*", text, flags=re.M) == [], "directives use colon fences"
-    links = re.findall(r"\]\((?!https?:|#)([^)\s]*)", text)
-    assert links == [], "Colab has no file beside the notebook"
-
-
-# Chapters of the first edition
 
 
 @each

@@ -61,7 +61,7 @@ def tiny(tmp_path, monkeypatch):
     """A project with one chapter, 01_tiny, in place of the book's."""
     for folder in ("book/chapters", "book/results", "notebooks/params"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "_config.yml").touch()
+    shutil.copy(chapters.ROOT / "_config.yml", tmp_path)
     monkeypatch.setattr(chapters, "ROOT", tmp_path)
     monkeypatch.setattr(chapters, "TEXTS", tmp_path / "book" / "chapters")
     monkeypatch.setattr(chapters, "NOTEBOOKS", tmp_path / "notebooks")
@@ -406,6 +406,28 @@ def test_notebooks_executes_only_what_is_stale(tiny):
     assert printed(path) == "published 1.5\nsolved\n"
 
 
+def test_notebooks_keeps_outputs_whatever_form_the_prose_has(tiny):
+    """As when the stored notebook held the text's own MyST."""
+    notebooks.update("01_tiny")
+    path = tiny / "notebooks" / "01_tiny.ipynb"
+    first, raw = path.read_bytes(), chapters.executed("01_tiny")
+    raw.cells[0].source = ":::{note}\nAs it stood in the text.\n:::"
+    notebooks.write(raw, path)
+    assert "outputs are kept" in notebooks.update("01_tiny")
+    kept = chapters.stored("01_tiny")
+    assert kept.cells == nbformat.reads(first.decode(), as_version=4).cells
+
+
+def test_a_text_takes_the_outputs_of_the_same_code_only(tiny):
+    with pytest.raises(ValueError, match="make notebooks CHAPTER=01_tiny"):
+        chapters.executed("01_tiny")
+    notebooks.update("01_tiny")
+    assert chapters.code_cells(chapters.executed("01_tiny"))[1].outputs[0].text == "published 1.0\n"
+    edit(tiny, "steps = 2", "steps = 3")
+    with pytest.raises(ValueError, match="is not what was executed"):
+        chapters.executed("01_tiny")
+
+
 def test_notebooks_says_when_the_library_has_changed(tiny):
     """It kept silent, and the stored outputs were those of a library that was gone."""
     module = tiny / "lib" / "latentspace" / "one.py"
@@ -455,7 +477,7 @@ def test_notebooks_renews_the_set_up_cell_and_keeps_the_outputs(tiny):
     edit(tiny, "# a comment\nprint(word", "print(word")
     assert "the outputs are kept" in notebooks.update("01_tiny")
     stored = nbformat.read(path, as_version=4)
-    assert notebooks.code_cells(stored)[0].source == wanted
+    assert chapters.code_cells(stored)[0].source == wanted
     assert printed(path) == "published 1.0\nsolved\n"
     assert notebooks.update("01_tiny") == "is up to date"
 

@@ -1,13 +1,15 @@
-"""The chapters as files: where they are, their cells, and their parameters.
+"""The chapters as files: where they are, their cells, outputs and parameters.
 
 A chapter is two notebooks: the lesson, `NN_name`, and the evidence for its claims,
-`NN_name_evidence`. Both are "chapters" to the tools.
+`NN_name_evidence`. Both are "chapters" to the tools. Each is a text in MyST, from which the site is
+made, and a stored notebook of plain Markdown (see `plain`) with the outputs of its code.
 """
 
 import difflib
 from pathlib import Path
 
 import jupytext
+import nbformat
 from nbformat import NotebookNode
 
 from latentspace import runs
@@ -45,6 +47,48 @@ def read(name: str) -> NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03d}"  # jupytext draws new ones at random
     return notebook
+
+
+def stored(name: str) -> NotebookNode | None:
+    """Return the chapter's stored notebook, if there is one."""
+    path = NOTEBOOKS / f"{name}.ipynb"
+    return nbformat.read(path, as_version=4) if path.exists() else None
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the cells of code."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def is_setup(source: str) -> bool:
+    """Tell whether a cell is the set-up cell, in any version: it does something in Colab only."""
+    return source.startswith('import sys\n\nif "google.colab" in sys.modules:')
+
+
+def put_outputs(notebook: NotebookNode, executed: NotebookNode) -> bool:
+    """Copy the outputs of `executed`, if its code is that of `notebook` and ran to the end."""
+    new, old = code_cells(notebook), code_cells(executed)
+    sources = [[c.source for c in cells if not is_setup(c.source)] for cells in (new, old)]
+    if sources[0] != sources[1] or len(new) != len(old):
+        return False
+    if [cell.execution_count for cell in old] != list(range(1, len(old) + 1)):
+        return False
+    for to, come in zip(new, old, strict=True):
+        to.outputs, to.execution_count = come.outputs, come.execution_count
+    return True
+
+
+def executed(name: str) -> NotebookNode:
+    """Return the chapter's text with the outputs of its stored notebook.
+
+    Raises ValueError where there is none, or one with other code.
+    """
+    text, notebook = read(name), stored(name)
+    if notebook is None or not put_outputs(text, notebook):
+        raise ValueError(
+            f"The code of {name} is not what was executed: make notebooks CHAPTER={name}"
+        )
+    return text
 
 
 def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:

@@ -43,8 +43,8 @@ def run_cell(library: str) -> list[str]:
 
 def tools() -> list[str]:
     """Return the requirements of the smoke runs that Colab does not have."""
-    lines = requirements.requirements("book") + requirements.requirements("test")
-    wanted = {re.match(r"[\w-]+", line)[0]: line for line in lines}
+    extras = map(requirements.requirements, ("site", "book", "test"))
+    wanted = {re.match(r"[\w-]+", line)[0]: line for lines in extras for line in lines}
     return [wanted[name] for name in sorted(TOOLS)]
 
 

@@ -1,7 +1,7 @@
 """What a lesson and an evidence notebook hold to, measured: contract.py [CHAPTER ...].
 
 Prints each notebook's measures and what it breaks; the exit status is 1 if it breaks anything.
-Takes the stored notebook where its code is that of the text, so that outputs are looked at too.
+Takes the text, and the stored notebook's outputs where its code is that of the text.
 """
 
 import re
@@ -9,7 +9,6 @@ import statistics
 import sys
 from html.parser import HTMLParser
 
-import nbformat
 from nbformat import NotebookNode
 
 import chapters
@@ -213,13 +212,11 @@ def _errata(text: str) -> list[str]:
 
 
 def newest(name: str) -> NotebookNode:
-    """Return the stored notebook if its code is that of the text, else the text."""
-    text, path = chapters.read(name), chapters.NOTEBOOKS / f"{name}.ipynb"
-    if not path.exists():
-        return text
-    stored = nbformat.read(path, as_version=4)
-    same = [c.source for c in code(stored)] == [c.source for c in code(text)]
-    return stored if same else text
+    """Return the chapter's text, with the stored notebook's outputs if its code is the same."""
+    text, stored = chapters.read(name), chapters.stored(name)
+    if stored:
+        chapters.put_outputs(text, stored)
+    return text
 
 
 if __name__ == "__main__":
