@@ -75,6 +75,7 @@ notebooks: $(VENV)/book.stamp
 	@$(BIN)/python book/tools/notebooks.py $${CHAPTER:+"$$CHAPTER"}
 
 lab: $(VENV)/book.stamp
+	@$(BIN)/jupyter trust notebooks/*.ipynb > /dev/null  # else JupyterLab hides their figures
 	$(BIN)/jupyter lab notebooks
 
 student: $(VENV)/book.stamp

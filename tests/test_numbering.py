@@ -45,6 +45,11 @@ EVIDENCE = """\
 
 $$ c
 $$ (eq-03-proof)
+
+(evi-03-end)=
+:::{admonition} Provenance
+A laptop.
+:::
 """
 GLOSSARY = """\
 :::{glossary}
@@ -84,6 +89,7 @@ def test_a_small_book(small):
         "ex-03-first": "Exercise 3.1",
         "eq-03-proof": "(3.E1)",
         "evi-03-more": "More",
+        "evi-03-end": "Provenance",
         "erratum-k4": "K4",
     }
     assert {key: target.href for key, target in book.names.items()} == {

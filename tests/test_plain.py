@@ -131,6 +131,8 @@ def writer():
         ("$a\n+b$", "$a +b$"),
         ("a\n\n$$\nx\n=y,\n$$ (eq-02-a)\n\nb", "a\n\n$$\nx\n=y, \\tag{2.1}\n$$\n\nb"),
         ("$$\nx\n$$", "$$\nx\n$$"),
+        ("$$x$$ (eq-02-a)", "$$\nx \\tag{2.1}\n$$"),
+        ("as $$x$$ is\n$$y$$ and", "as $$x$$ is\n$$y$$ and"),
         ("(evi-02-a)=\n## A study", "## A study"),
         ("```python\n{eq}`x`\n:::\n```", "```python\n{eq}`x`\n:::\n```"),
         ("- a\n- b\n\n  c", "- a\n- b\n\n  c"),
@@ -165,6 +167,7 @@ def test_each_construct(myst, expected):
         ("{cite:p}`a,none`", "{cite:p}`a,none`"),
         ("(none)=\n# A", "(none)="),
         ("$$\nx", "$$"),
+        ("- a\n\n  $$\n  x\n  $$ (eq-02-a)", "$$ (eq-02-a)"),
         ("$$\nx\n$$ (eq-none)", "$$ (eq-none)"),
         ("a\n% a comment", "% a comment"),
         ("a[^1]", "[^1]"),
@@ -210,15 +213,17 @@ def test_code_is_folded_as_on_the_site(tags, hidden):
 def test_citations(tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "references.bib").write_text(
-        "@book{a, author = {von Luxburg, Ulrike}, title = {T}, year = {2007}, doi = {10/1}}\n"
+        "@book{a, author = {von Luxburg, Ulrike}, title = {T}, year = {2007}, doi = {10/1(2)}}\n"
         "@book{b, author = {{The authors} and M{\\\"u}ller, A.}, title = {T}, year = {undated}}\n"
         "@article{c, author = {A, B. and C, D. and E, F.}, title = {T}, year = {1999},"
         " journal = {arXiv preprint arXiv:1802.03426}}\n"
         "@misc{d, author = {A, B.}, title = {T}, year = {1999}, url = {https://a.b/c}}\n"
+        "@misc{e, author = {A, B.}, title = {T}, year = {1999}, eprint = {1234.5}}\n"
     )
     assert citations.read(tmp_path) == {
-        "a": ("von Luxburg", "2007", "https://doi.org/10/1"),
+        "a": ("von Luxburg", "2007", "https://doi.org/10/1%282%29"),
         "b": ("The authors and Müller", "undated", "book/references.html#cite-b"),
         "c": ("A et al.", "1999", "https://arxiv.org/abs/1802.03426"),
         "d": ("A", "1999", "https://a.b/c"),
+        "e": ("A", "1999", "https://arxiv.org/abs/1234.5"),
     }

@@ -1,5 +1,6 @@
 """The built site, looked at in a browser that has no network."""
 
+import re
 import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,7 @@ from threading import Thread
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
+from nbconvert.filters import markdown2html
 from playwright.sync_api import sync_playwright
 
 import address
@@ -200,6 +202,63 @@ def found(browser, server, words):
     assert page.troubles == []
     page.close()
     return links
+
+
+# The notebooks, rendered as by a front end that knows nothing of MyST, beside the site's pages.
+
+PLAIN = """<!doctype html><meta charset="utf-8"><title>plain</title><script>
+MathJax = {{tex: {{inlineMath: [["$", "$"]]}}}}</script>
+<script src="{server}/_static/mathjax/tex-svg-full.js"></script><body>{cells}</body>"""
+NUMBERS = "mjx-assistive-mml mlabeledtr > mtd:first-child"
+
+
+def rendered(name):
+    """The HTML of a stored notebook's prose, by nbconvert."""
+    cells = [cell for cell in chapters.stored(name).cells if cell.cell_type == "markdown"]
+    return "\n".join(f"<div>{markdown2html(cell.source)}</div>" for cell in cells)
+
+
+@pytest.mark.parametrize("name", chapters.names())
+def test_notebook_reads_like_its_page(browser, server, html, name):
+    page = browser.new_page()
+    page.route("**/plain.html", lambda route: route.fulfill(
+        content_type="text/html", body=PLAIN.format(server=server, cells=rendered(name))
+    ))  # fmt: skip
+    page.goto(f"{server}/plain.html", wait_until="load")
+    page.evaluate("() => MathJax.startup.promise")
+    assert page.locator("[data-mjx-error]").count() == 0
+    numbers = page.locator(NUMBERS).all_text_contents()
+    page.evaluate("document.querySelectorAll('details').forEach(box => { box.open = true })")
+    page.evaluate("document.querySelectorAll('mjx-container, code').forEach(e => e.remove())")
+    words = page.locator("body").inner_text()
+    page.close()
+    raw = r":::|\{[\w:-]+\}|\([\w-]+\)=|^:\w|\$|`|\\\\|\b(?:eq|ex|evi|lesson|erratum)-\d|</?\w+>|\|"
+    assert re.findall(raw, words, flags=re.M) == []
+    site = (html / "notebooks" / f"{name}.html").read_text()
+    assert numbers == re.findall(r'class="eqno">(\([\w.]+\))', site)
+
+
+def test_notebooks_lead_to_places_of_the_site(html):
+    start = f"https://{address.forms(address.current(chapters.ROOT))[1]}/"
+    wanted = {
+        link
+        for name in chapters.names()
+        for link in re.findall(rf'href="{re.escape(start)}([^"]*)"', rendered(name))
+    }
+    assert len(wanted) > 100
+    places = {}
+    for page in {link.partition("#")[0] for link in wanted}:
+        text = (html / page).read_text()
+        places[page] = set(re.findall(r'\bid="([^"]*)"', text)) | {""}
+    assert [link for link in sorted(wanted) if link.partition("#")[2] not in
+            places[link.partition("#")[0]]] == []  # fmt: skip
+
+
+def test_the_page_offers_the_plain_notebook(html):
+    """What the button for downloads gives."""
+    name = chapters.names()[0]
+    offered = html / "_sources" / "notebooks" / f"{name}.ipynb"
+    assert offered.read_bytes() == (chapters.NOTEBOOKS / f"{name}.ipynb").read_bytes()
 
 
 def test_search_answers(browser, server):

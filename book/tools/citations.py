@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 from pybtex.richtext import Text
@@ -43,8 +44,9 @@ def _address(key: str, entry: Entry) -> str:
     """
     fields = entry.fields
     if "doi" in fields:
-        return f"https://doi.org/{fields['doi']}"
-    arxiv = re.search(r"arXiv:(\d+\.\d+)", fields.get("journal", ""))
-    if "url" in fields or arxiv:
-        return fields.get("url") or f"https://arxiv.org/abs/{arxiv[1]}"
-    return f"book/references.html#cite-{key}"
+        return f"https://doi.org/{quote(fields['doi'])}"
+    if "url" in fields:
+        return fields["url"]
+    said = f"{fields.get('journal', '')} {fields.get('howpublished', '')}"
+    number = fields.get("eprint") or "".join(re.findall(r"arXiv:(\d+\.\d+)", said))
+    return f"https://arxiv.org/abs/{number}" if number else f"book/references.html#cite-{key}"

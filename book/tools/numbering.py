@@ -67,7 +67,7 @@ class _Block(NamedTuple):
 
 EQUATION = re.compile(r"^[ \t>]*\$\$[ \t]*\(([\w-]+)\)[ \t]*$")
 EXERCISE = re.compile(r"^:{3,}\{exercise\}[ \t]*(.*?)[ \t]*\n:label:[ \t]*([\w-]+)[ \t]*$", re.M)
-LABEL = re.compile(r"^\(([\w-]+)\)=[ \t]*\n+#+[ \t]+(.*?)[ \t]*$", re.M)
+LABEL = re.compile(r"^\(([\w-]+)\)=[ \t]*\n+(?:#+|:{3,}\{\w+\})[ \t]+(.*?)[ \t]*$", re.M)
 ERRATUM = re.compile(r"([A-Z]\d+): (.*)")
 FIGURE = re.compile(r"""\bcaption=\(?\s*[fr]*["']Figure (\d+)\.(\d+)\b""")
 TABLE = re.compile(r"^\*\*Table (\d+)\.(\d+)\b", re.M)
@@ -118,7 +118,7 @@ def _chapter(name: str, text: str) -> Iterator[tuple[str, Target]]:
 
 
 def _sections(page: str, text: str) -> Iterator[tuple[str, Target]]:
-    """Yield the headings that have a label; those of the errata page are errata."""
+    """Yield the headings and boxes that have a label; those of the errata page are errata."""
     for label, title in LABEL.findall(text):
         erratum = ERRATUM.fullmatch(title) if label.startswith("erratum-") else None
         if erratum:

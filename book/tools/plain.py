@@ -43,7 +43,8 @@ FOREIGN = re.compile(
     re.M,
 )
 OPENING = re.compile(r"(:{3,})\{([\w:-]+)\} *(.*)")
-DISPLAY = re.compile(r"\$\$ *(?:\(([\w-]+)\))? *")
+CLOSING = re.compile(r"(.*?)\$\$ *(?:\(([\w-]+)\))? *")  # of a formula, with its label
+LABELLED = re.compile(r"\$\$ *\([\w-]+\)")
 
 
 class Unknown(ValueError):
@@ -90,8 +91,9 @@ class Writer:
                 block = self.directive(opening, _until(opening[1] + ":*", lines, line))
             elif fence:
                 block = "\n".join([line, *_until(fence[0] + "`*", lines, line), fence[0]])
-            elif line.rstrip() == "$$":
-                block = self.display(_until(DISPLAY.pattern, lines, line, keep=True), quoted)
+            elif line.startswith("$$") and ("$$" not in line[2:] or CLOSING.fullmatch(line[2:])):
+                lines.insert(0, line[2:])
+                block = self.display(_until(CLOSING.pattern, lines, line, keep=True), quoted)
             elif label := re.fullmatch(r"\(([\w-]+)\)= *", line):
                 self.target(label[1], line)
                 continue
@@ -108,7 +110,8 @@ class Writer:
 
     def inline(self, prose: str) -> str:
         """Return a paragraph with each role in plain words, and each formula on one line."""
-        if found := FOREIGN.search(TOKEN.sub(lambda token: "x" * len(token[0]), prose)):
+        plain = TOKEN.sub(lambda token: "x" * len(token[0]), prose)
+        if found := FOREIGN.search(plain) or LABELLED.search(prose):
             raise Unknown("MyST that has no plain form", prose[found.start() : found.end()].strip())
         return TOKEN.sub(self._token, prose)
 
@@ -156,9 +159,10 @@ class Writer:
 
         In a quote it takes one line: JupyterLab would read the quote's marks as part of it.
         """
-        *formula, end = lines
-        if label := DISPLAY.fullmatch(end)[1]:
-            formula[-1] += f" \\tag{{{self.target(label, end).number}}}"
+        end, label = CLOSING.fullmatch(lines[-1]).groups()
+        formula = [line for line in [*lines[:-1], end] if line.strip()]
+        if label:
+            formula[-1] += f" \\tag{{{self.target(label, lines[-1]).number}}}"
         return f"$$ {' '.join(formula)} $$" if quoted else "\n".join(["$$", *formula, "$$"])
 
     def directive(self, opening: re.Match[str], lines: list[str]) -> str:
