@@ -428,6 +428,17 @@ def test_a_text_takes_the_outputs_of_the_same_code_only(tiny):
         chapters.executed("01_tiny")
 
 
+def test_a_run_takes_the_plain_notebook_while_it_has_the_texts_code(tiny):
+    edit(tiny, "# A tiny chapter", "# A tiny chapter\n\n:::{admonition} A box\na\n:::")
+    assert ":::" in chapters.to_run("01_tiny").cells[0].source
+    notebooks.update("01_tiny")
+    notebook = chapters.to_run("01_tiny")
+    assert notebook.cells[0].source.endswith("> **A box**\n>\n> a")
+    assert [cell.outputs for cell in chapters.code_cells(notebook)] == [[], [], []]
+    edit(tiny, "steps = 2", "steps = 3")
+    assert "steps = 3" in chapters.to_run("01_tiny").cells[1].source
+
+
 def test_notebooks_says_when_the_library_has_changed(tiny):
     """It kept silent, and the stored outputs were those of a library that was gone."""
     module = tiny / "lib" / "latentspace" / "one.py"

@@ -91,6 +91,19 @@ def executed(name: str) -> NotebookNode:
     return text
 
 
+def to_run(name: str) -> NotebookNode:
+    """Return the chapter without outputs, its prose in plain Markdown where that can be had.
+
+    That is the stored notebook; the text itself, where it has other code.
+    """
+    text, notebook = read(name), stored(name)
+    if notebook is None or not put_outputs(text, notebook):
+        return read(name)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
 def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
     """Return the cells that carry `tag`."""
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]

@@ -19,7 +19,6 @@ from nbformat import NotebookNode
 
 import chapters
 import kernels
-import plain
 from latentspace import data, runs
 
 
@@ -113,7 +112,7 @@ def run(chapter: str, params: Path | None = None, out: Path | None = None) -> Pa
     Raises SystemExit, before anything runs, for an unknown chapter, a bad parameter file, a data
     home that is not absolute, or an `out` that cannot be written or is another run's now.
     """
-    notebook = plain.notebook(chapter)
+    notebook = chapters.to_run(chapter)
     defaults = chapters.parameters(notebook)
     given = load_parameters(params, defaults) if params else {}
     check_data_home()
