@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test check gpu run rerun named notebooks lab student colab address clean
+.PHONY: help book test check gpu run sweep rerun named notebooks lab student colab address clean
 
 help:
 	@echo "make book                                build the site"
 	@echo "make check                               the unit tests"
 	@echo "make test                                every check"
 	@echo "make gpu                                 checks and throughput on a CUDA device  [DEVICE=cpu]"
+	@echo "make run                                 run chapter 02 on embedded data, in less than a minute"
 	@echo "make run CHAPTER=02_deepkde              run a chapter  [PARAMS=file.yaml] [OUT=copy.ipynb]"
+	@echo "make sweep FILE=sweep.yaml               run a chapter with many values  [JOBS=2]"
 	@echo "make rerun CHAPTER=02_deepkde            run it again and compare with its stored numbers  [NAME=..]"
 	@echo "make notebooks                           regenerate and execute stale chapters  [CHAPTER=..]"
 	@echo "make lab                                 open the chapters in JupyterLab"
@@ -51,7 +53,7 @@ test: $(VENV)/test.stamp
 	$(PYTEST)
 
 # What a caller sets reaches the shell as variables, whatever characters it holds.
-export CHAPTER PARAMS OUT NAME URL
+export CHAPTER PARAMS OUT NAME URL FILE JOBS
 
 # On a machine with CUDA: its own Python, with torch, numpy, pandas, scikit-learn and pytest, will do,
 # as in `make gpu GPU_PYTHON=python3`. No data and no network are needed; nine minutes are enough.
@@ -62,8 +64,14 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/test.stamp)
 	DEVICE=$(DEVICE) PYTHONPATH=lib $(GPU_PYTHON) -m pytest -q -o addopts= -p no:cacheprovider tests/test_gpu.py
 	PYTHONPATH=lib $(GPU_PYTHON) tests/benchmarks/gpu.py --device $(DEVICE) $(GPU_OPTIONS)
 
-run: named $(VENV)/book.stamp
-	@$(BIN)/python book/tools/run.py "$$CHAPTER" $${PARAMS:+--params "$$PARAMS"} $${OUT:+--out "$$OUT"}
+# Its other verbs: python -m latentspace.course --help
+COURSE := $(BIN)/python -m latentspace.course
+
+run: $(VENV)/book.stamp
+	@$(COURSE) run $${CHAPTER:+"$$CHAPTER"} $${PARAMS:+--file "$$PARAMS"} $${OUT:+--out "$$OUT"}
+
+sweep: $(VENV)/book.stamp
+	@$(COURSE) sweep $${FILE:+"$$FILE"} $${JOBS:+--jobs "$$JOBS"}
 
 rerun: named $(VENV)/book.stamp
 	@$(BIN)/python book/tools/rerun.py "$$CHAPTER" $${NAME:+--name "$$NAME"}
@@ -79,7 +87,7 @@ lab: $(VENV)/book.stamp
 	$(BIN)/jupyter lab notebooks
 
 student: $(VENV)/book.stamp
-	@$(BIN)/python book/tools/student.py _build/student
+	@$(COURSE) student _build/student
 
 colab:
 	$(PYTHON) book/tools/colab.py _build/colab

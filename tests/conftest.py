@@ -6,6 +6,7 @@ imported; processes that a test starts inherit them.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("site"))
         elif not item.get_closest_marker("chapter"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+TINY = """---
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A tiny chapter
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+word = "published"
+rate = 0.5
+steps = 2
+sizes = [1, 2]
+```
+
+```{code-cell} ipython3
+print(word, rate * steps)
+```
+
+```{code-cell} ipython3
+:tags: [solution]
+
+print("solved")
+```
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one chapter, 01_tiny, in place of the book's."""
+    import chapters
+
+    for folder in ("book/chapters", "book/results", "notebooks/params"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(chapters.ROOT / "_config.yml", tmp_path)
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    monkeypatch.setattr(chapters, "TEXTS", tmp_path / "book" / "chapters")
+    monkeypatch.setattr(chapters, "NOTEBOOKS", tmp_path / "notebooks")
+    (tmp_path / "book" / "chapters" / "01_tiny.md").write_text(TINY)
+    return tmp_path

@@ -18,55 +18,11 @@ from jupyter_client.connect import LocalPortCache
 import address
 import chapters
 import colab
-import kernels
 import library
 import notebooks
 import rerun
-import run
-import student
 from latentspace import __version__, results
-
-TINY = """---
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-# A tiny chapter
-
-```{code-cell} ipython3
-:tags: [parameters]
-
-word = "published"
-rate = 0.5
-steps = 2
-sizes = [1, 2]
-```
-
-```{code-cell} ipython3
-print(word, rate * steps)
-```
-
-```{code-cell} ipython3
-:tags: [solution]
-
-print("solved")
-```
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A project with one chapter, 01_tiny, in place of the book's."""
-    for folder in ("book/chapters", "book/results", "notebooks/params"):
-        (tmp_path / folder).mkdir(parents=True)
-    shutil.copy(chapters.ROOT / "_config.yml", tmp_path)
-    monkeypatch.setattr(chapters, "ROOT", tmp_path)
-    monkeypatch.setattr(chapters, "TEXTS", tmp_path / "book" / "chapters")
-    monkeypatch.setattr(chapters, "NOTEBOOKS", tmp_path / "notebooks")
-    (tmp_path / "book" / "chapters" / "01_tiny.md").write_text(TINY)
-    return tmp_path
+from latentspace.course import kernels, running
 
 
 def named(project, name, text):
@@ -125,8 +81,9 @@ def test_complaints(line, complaint):
 
 
 def test_lessons_and_evidence(tiny):
+    text = (tiny / "book" / "chapters" / "01_tiny.md").read_text()
     for name in ("02_other_evidence", "02_other", "10_last"):
-        (tiny / "book" / "chapters" / f"{name}.md").write_text(TINY)
+        (tiny / "book" / "chapters" / f"{name}.md").write_text(text)
     assert chapters.names() == ["01_tiny", "02_other", "02_other_evidence", "10_last"]
     assert chapters.lessons() == ["01_tiny", "02_other", "10_last"]
 
@@ -138,12 +95,12 @@ def test_run_keeps_a_copy_named_after_the_run(tiny):
     """Two runs of a chapter had one file: the second took the place of the first."""
     named(tiny, "smoke", 'steps: 4\nword: smoke\n')
     (tiny / "own.yaml").write_text("steps: 6")
-    first = run.run("01_tiny")
+    first = running.run("01_tiny")
     assert first == tiny / "_build" / "runs" / "01_tiny.ipynb"
     # A bare file name is found beside the notebooks.
-    smoke = run.run("01_tiny", params=Path("01_tiny.smoke.yaml"))
+    smoke = running.run("01_tiny", params=Path("01_tiny.smoke.yaml"))
     assert smoke.name == "01_tiny.smoke.ipynb"
-    own = run.run("01_tiny", params=tiny / "own.yaml")
+    own = running.run("01_tiny", params=tiny / "own.yaml")
     assert own.name.startswith("01_tiny.custom-")
     for path, text in ((first, "published 1.0"), (smoke, "smoke 2.0"), (own, "published 3.0")):
         assert printed(path) == f"{text}\nsolved\n"
@@ -152,12 +109,12 @@ def test_run_keeps_a_copy_named_after_the_run(tiny):
 def test_two_runs_at_once_do_not_share_a_copy(tiny):
     """The second is refused in words before it starts; with an OUT of its own it runs."""
     out = tiny / "copy.ipynb"
-    with run.alone(out):
+    with running.alone(out):
         with pytest.raises(SystemExit, match="Another run is writing to .*copy.ipynb"):
-            run.run("01_tiny", out=out)
+            running.run("01_tiny", out=out)
         assert not out.exists()
-        assert run.place("01_tiny", {}, tiny / "x" / "two.ipynb") == tiny / "x" / "two.ipynb"
-    assert printed(run.run("01_tiny", out=out)) == "published 1.0\nsolved\n"
+        assert running.place("01_tiny", {}, tiny / "x" / "two.ipynb") == tiny / "x" / "two.ipynb"
+    assert printed(running.run("01_tiny", out=out)) == "published 1.0\nsolved\n"
     assert sorted(path.name for path in tiny.glob("*")) == [
         "_build", "_config.yml", "book", "copy.ipynb", "notebooks", "x"]  # fmt: skip
 
@@ -168,7 +125,7 @@ def test_only_one_of_two_threads_gets_the_copy(tiny):
     def enter():
         entered.wait()
         try:
-            with run.alone(tiny / "copy.ipynb"):
+            with running.alone(tiny / "copy.ipynb"):
                 got.append("in")
                 leave.wait(10)
         except SystemExit:
@@ -203,7 +160,7 @@ def test_run_refuses_a_bad_parameter_file_in_words(tiny, text, words):
     path = tiny / "bad.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(SystemExit) as caught:
-        run.run("01_tiny", params=path)
+        running.run("01_tiny", params=path)
     assert "bad.yaml" in str(caught.value)
     assert words in str(caught.value)
     assert not (tiny / "_build").exists()
@@ -214,20 +171,20 @@ def test_a_parameter_file_may_come_from_any_editor(tiny, encoding):
     path = tiny / "own.yaml"
     path.write_bytes("steps: 4\r\nword: café\r\n".encode(encoding))
     defaults = chapters.parameters(chapters.read("01_tiny"))
-    assert run.load_parameters(path, defaults) == {"steps": 4, "word": "café"}
+    assert running.load_parameters(path, defaults) == {"steps": 4, "word": "café"}
 
 
 @pytest.mark.parametrize("name", ["02_none", "../intro", "../chapters/01_tiny", "", "01_tiny.md"])
 def test_run_names_the_chapters_that_there_are(tiny, name):
     (tiny / "book" / "intro.md").write_text("# No chapter\n")
     with pytest.raises(SystemExit, match="There is no chapter .*01_tiny"):
-        run.run(name)
+        running.run(name)
 
 
 def test_run_names_a_missing_parameter_file(tiny):
     for path in (tiny / "none.yaml", tiny):
         with pytest.raises(SystemExit, match="no parameter file"):
-            run.run("01_tiny", params=path)
+            running.run("01_tiny", params=path)
 
 
 @pytest.mark.parametrize(
@@ -243,13 +200,13 @@ def test_run_names_a_missing_parameter_file(tiny):
 )
 def test_run_refuses_an_out_that_is_no_place_for_a_notebook(tiny, out, words):
     with pytest.raises(SystemExit, match=words):
-        run.run("01_tiny", out=tiny / out)
+        running.run("01_tiny", out=tiny / out)
 
 
 def test_run_refuses_a_relative_data_home_before_it_starts(tiny, monkeypatch):
     monkeypatch.setenv("LATENTSPACE_DATA", "data")
     with pytest.raises(SystemExit, match="absolute"):
-        run.run("01_tiny")
+        running.run("01_tiny")
     assert not (tiny / "_build").exists()
 
 
@@ -274,10 +231,15 @@ def test_make_hands_on_whatever_characters_it_is_given(tmp_path, value):
         return done.stdout.splitlines()
 
     plain = value.replace("$$", "$")
+    course = ["[-m]", "[latentspace.course]"]
     assert made("run", "CHAPTER=01_tiny", f"PARAMS={value}", f"OUT=x {value}") == [
-        "[book/tools/run.py]", "[01_tiny]", "[--params]", f"[{plain}]", "[--out]", f"[x {plain}]",
+        *course, "[run]", "[01_tiny]", "[--file]", f"[{plain}]", "[--out]", f"[x {plain}]",
     ]  # fmt: skip
-    assert made("run", "CHAPTER=../in tro") == ["[book/tools/run.py]", "[../in tro]"]
+    assert made("run", "CHAPTER=../in tro") == [*course, "[run]", "[../in tro]"]
+    assert made("run") == [*course, "[run]"]
+    assert made("sweep", f"FILE={value}", "JOBS=3") == [
+        *course, "[sweep]", f"[{plain}]", "[--jobs]", "[3]"]  # fmt: skip
+    assert made("student") == [*course, "[student]", "[_build/student]"]
     assert made("rerun", "CHAPTER=01_tiny", "NAME=long") == [
         "[book/tools/rerun.py]", "[01_tiny]", "[--name]", "[long]"]  # fmt: skip
     assert made("notebooks") == ["[book/tools/notebooks.py]"]
@@ -302,7 +264,7 @@ print(keep.save(globals()))
 def measured(tiny, monkeypatch):
     """The tiny chapter with stored numbers of its published run and of a named one."""
     path = tiny / "book" / "chapters" / "01_tiny.md"
-    path.write_text(TINY + MEASURES)
+    path.write_text(path.read_text() + MEASURES)
     named(tiny, "long", "rate: 0.75\n")
     cell = MEASURES.split("ipython3\n")[1].split("print")[0]
     monkeypatch.chdir(tiny)
@@ -513,13 +475,6 @@ def test_two_executions_store_the_same_bytes(tiny):
     assert path.read_bytes() == first
 
 
-def test_student_version_has_no_solution(tiny):
-    notebooks.update("01_tiny")
-    path = student.student("01_tiny", tiny)
-    assert b"solved" not in path.read_bytes()
-    assert b"published" in path.read_bytes()
-
-
 def test_address_changes_every_copy_of_it(tmp_path):
     old = address.current(chapters.ROOT)
     for name in ("_config.yml", "README.md", "CITATION.cff", "book/tools/setup_cell.py"):
@@ -683,7 +638,7 @@ def test_kernels_need_no_port(tiny, monkeypatch):
         raise AssertionError("a port was asked for")
 
     monkeypatch.setattr(LocalPortCache, "find_available_port", taken)
-    assert printed(run.run("01_tiny")) == "published 1.0\nsolved\n"
+    assert printed(running.run("01_tiny")) == "published 1.0\nsolved\n"
     with kernels.sockets() as first, kernels.sockets() as second:
         files = [config.KernelManager.connection_file for config in (first, second)]
         assert files[0] != files[1]

@@ -1,10 +1,13 @@
 """Run the chapters inside Colab's package set: colab.py FOLDER.
 
 Makes a fresh environment in FOLDER with the releases of .github/colab.txt, runs the set-up cell in
-it as Colab would, but with the library from this checkout, and then the chapters' smoke runs.
-Fails if the cell changes a package that was there. Needs nothing but Python and a network.
+it as Colab would, but with the library from this checkout, then what each chapter imports, and
+last the chapters' smoke runs. Fails if the cell changes a package that was there. Needs nothing but
+Python and a network.
 """
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -41,6 +44,22 @@ def run_cell(library: str) -> list[str]:
     ]
 
 
+def imports(notebook: Path) -> list[str]:
+    """Return the statements by which a notebook imports, in order."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    kinds = ast.Import | ast.ImportFrom
+    return [ast.unparse(node) for node in ast.walk(ast.parse(code)) if isinstance(node, kinds)]
+
+
+def import_all() -> None:
+    """Run each notebook's imports in this environment, and say how many there were."""
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        statements = imports(notebook)
+        exec("\n".join(statements), {})
+        print(f"{notebook.stem}: {len(statements)} imports", flush=True)
+
+
 def tools() -> list[str]:
     """Return the requirements of the smoke runs that Colab does not have."""
     extras = map(requirements.requirements, ("site", "book", "test"))
@@ -55,6 +74,7 @@ def main(folder: Path) -> None:
     pip = [python, "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "-r", ROOT / ".github" / "colab.txt"], check=True)
     subprocess.run([python, __file__, "--cell", ROOT], check=True)
+    subprocess.run([python, __file__, "--imports"], check=True)
     freeze = [python, "-m", "pip", "freeze", "--exclude", "latentspace"]
     fixed.write_bytes(subprocess.run(freeze, check=True, capture_output=True).stdout)
     subprocess.run([*pip, "-c", fixed, *tools()], check=True)
@@ -66,6 +86,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "--cell":
         if changed := run_cell(sys.argv[2]):
             raise SystemExit("The set-up cell changed what was there: " + "; ".join(changed))
+    elif sys.argv[1] == "--imports":
+        import_all()
     else:
         try:
             main(Path(sys.argv[1]).resolve())

@@ -17,9 +17,9 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 import chapters
-import kernels
 import library
 import plain
+from latentspace.course import kernels
 
 SETUP = Path(__file__).with_name("setup_cell.py")
 KEY = "latentspace"  # of the notebook's metadata

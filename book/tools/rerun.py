@@ -7,15 +7,13 @@ agree. The stored numbers stay as they are. The exit status is 1 if any row does
 
 import argparse
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import chapters
-import run as runner
 from latentspace import results, runs
+from latentspace.course import running
 
 SPREADS = 1.0
 """A row with a spread agrees if the means differ by at most so many standard deviations."""
@@ -82,18 +80,15 @@ def again(chapter: str, name: str = "published") -> list[results.Record]:
     notebook = chapters.read(chapter)
     defaults, given = chapters.parameters(notebook), {}
     if name != "published":
-        given = runner.load_parameters(Path(f"{chapter}.{name}.yaml"), defaults)
-    runner.check_data_home()
+        given = running.load_parameters(Path(f"{chapter}.{name}.yaml"), defaults)
+    running.check_data_home()
     out = chapters.ROOT / "_build" / "runs" / f"{chapter}.rerun.{name}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, runner.alone(out):
-        copy = Path(folder)
-        shutil.copy(chapters.ROOT / "_config.yml", copy)
-        for part in ("book/chapters", "book/results", "notebooks/params"):
-            shutil.copytree(chapters.ROOT / part, copy / part)
+    files = running.pack("_config.yml", "book/chapters", "book/results", "notebooks/params")
+    with running.unpacked(files) as copy, running.alone(out):
         kept = copy / runs.where(chapter, name)
         kept.unlink()  # what is there afterwards comes from this run
-        runner.execute(notebook, out, given, copy / "notebooks")
+        running.execute(notebook, out, given, copy / "notebooks")
         if not kept.exists():
             raise SystemExit(f"The run kept no numbers; its copy is {out}")
         return results.read(kept)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from traitlets.config import Config
 
+__all__ = ["sockets"]
+
 
 @contextmanager
 def sockets() -> Iterator[Config]:

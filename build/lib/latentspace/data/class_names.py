@@ -1,0 +1,42 @@
+"""CIFAR-100's twenty superclasses, which the file of the set leaves out."""
+
+import numpy as np
+
+from latentspace.data.embedded import Dataset
+
+__all__ = ["SUPERCLASSES", "superclasses"]
+
+SUPERCLASSES = {
+    "aquatic mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food containers": "bottle bowl can cup plate",
+    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
+    "household electrical devices": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large carnivores": "bear leopard lion tiger wolf",
+    "large man-made outdoor things": "bridge castle house road skyscraper",
+    "large natural outdoor scenes": "cloud forest mountain plain sea",
+    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium-sized mammals": "fox porcupine possum raccoon skunk",
+    "non-insect invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
+}
+
+
+def superclasses(dataset: Dataset) -> Dataset:
+    """The same images with labels 0..19 of the superclasses, in the order of `SUPERCLASSES`.
+
+    Raises ValueError if the names are not those of CIFAR-100.
+    """
+    of = {name: i for i, names in enumerate(SUPERCLASSES.values()) for name in names.split()}
+    if unknown := [name for name in dataset.names if name not in of]:
+        raise ValueError(f"not classes of CIFAR-100: {', '.join(unknown)}")
+    label = np.array([of[name] for name in dataset.names], dtype=np.int64)
+    return Dataset(dataset.x, label[dataset.y], tuple(SUPERCLASSES))
