@@ -1,6 +1,6 @@
 """Throughput and peak memory of every network of the `paper.yaml` files, at its batch size.
 
-    python tests/benchmarks/gpu.py [--device cuda] [--seconds 8] [--limit 480] [--batch N]
+    python tests/benchmarks/gpu.py [--device cuda] [--seconds 6] [--limit 480] [--batch N]
 
 Each network takes whole training steps (forward, loss, backward, update; augmentation on the
 device included) on random data that already lies on the device, for so many seconds after three
@@ -12,199 +12,24 @@ pandas and scikit-learn, no data and no network; torchvision's networks only whe
 """
 
 import argparse
-import ast
 import importlib.util
 import json
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "lib"))
+sys.path.insert(0, str(ROOT / "book" / "tools"))
 
-from latentspace import density, results  # noqa: E402
+from latentspace import results  # noqa: E402
 from latentspace.files import write_bytes  # noqa: E402
-from latentspace.images import random_affine, random_shift  # noqa: E402
-from latentspace.networks import Autoencoder, classifier, convnet, mlp  # noqa: E402
-from latentspace.neural_mixture import em_step, two_fold_step  # noqa: E402
-from latentspace.relevance import RelevanceNorm  # noqa: E402
-from latentspace.swav import SwAV  # noqa: E402
+from paper_tasks import Task, tasks  # noqa: E402
 
 WARM_UP = 3
-
-
-class Task(NamedTuple):
-    """A network at work: ``make(device, n, mixed)`` returns a function that takes one step."""
-
-    document: str
-    name: str
-    batch: int
-    make: Callable
-    needs_torchvision: bool = False
-    trains: bool = True
-
-
-# --- the settings, from the chapters' parameter files ---------------------------------------------
-
-
-def parameters(chapter: str) -> dict[str, object]:
-    """The flat YAML of a parameter file, without a YAML library: scalars, [lists], - lists."""
-    found: dict[str, object] = {}
-    for line in (ROOT / "notebooks" / "params" / f"{chapter}.paper.yaml").read_text().splitlines():
-        text = line.split(" #")[0].rstrip()
-        if not text or text.startswith("#"):
-            continue
-        if text.lstrip().startswith("- "):
-            found[key] = [*(found[key] or []), value(text.lstrip()[2:])]  # noqa: F821
-        else:
-            key, _, rest = text.partition(":")
-            found[key] = value(rest.strip())
-    return found
-
-
-def value(text: str) -> object:
-    if text.startswith("["):
-        return [value(part.strip()) for part in text[1:-1].split(",")]
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text or None
-
-
-# --- the steps ------------------------------------------------------------------------------------
-
-
-def training(model, loss, optimizer, device, mixed):
-    """A function that makes one update; ``loss()`` is computed under autocast if ``mixed``."""
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            value = loss()
-        value.float().backward()
-        optimizer.step()
-
-    return step
-
-
-def classify(name, channels, size, lr, device, n, mixed):
-    model = classifier(name, channels, 10).to(device).train()
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.rand(n, channels, size, size, device=device)
-    y = torch.arange(n, device=device) % 10
-
-    def loss():
-        return F.cross_entropy(model(random_shift(x, generator)), y)
-
-    optimizer = torch.optim.SGD(model.parameters(), lr, 0.9)
-    return training(model, loss, optimizer, device, mixed)
-
-
-def reshape(hidden, device, n, mixed):
-    model = Autoencoder(512, 10, hidden).to(device).train()
-    target = density.TargetMixture.on_axes(10, 10, 6.0, device)
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.randn(n, 512, device=device)
-    y = torch.arange(n, device=device) % 10
-
-    def loss():
-        latent, reconstructed = model(x)
-        latent = latent.float()
-        terms = (
-            density.js_loss(latent, target.sample(n, generator), density.scott_bandwidth(n, 10)),
-            density.centre_loss(latent, y, target.centres, 4.0),
-            density.reconstruction_loss(x, reconstructed.float()),
-        )
-        return 0.7 * terms[0] + 0.1 * terms[1] + 0.2 * terms[2]
-
-    return training(model, loss, torch.optim.Adam(model.parameters()), device, mixed)
-
-
-def mixture(device, n, mixed):
-    model = nn.Sequential(mlp(2, 10), RelevanceNorm(10)).to(device).train()
-    x, step = torch.randn(n, 2, device=device), em_step()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    return training(model, lambda: step(model, (x,), None)["loss"], optimizer, device, mixed)
-
-
-def two_fold(plan, side, k, rate, ratio, device, n, mixed):
-    model = nn.Sequential(convnet(plan, (side, side), k), RelevanceNorm(k)).to(device).train()
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.rand(n, 1 if side == 28 else 3, side, side, device=device)
-    augment = partial(random_affine, degrees=10, scale=(0.8, 1.2), shift=0.1)
-    step = two_fold_step(torch.optim.Adam(model.parameters(), rate), augment)
-    optimizer = torch.optim.Adam(model.parameters(), ratio * rate)
-    loss = lambda: step(model, (x,), generator)["loss"]  # noqa: E731
-    return training(model, loss, optimizer, device, mixed)
-
-
-def swav(options, size, device, n, mixed):
-    model = SwAV(**options, device=device)
-    x = torch.rand(n, 3, size, size)
-    network = model._build(x).to(device).train()
-    generator = torch.Generator(device).manual_seed(0)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, nesterov=True)
-    x = x.to(device)
-    loss = lambda: model._step(network, (x,), generator)["loss"]  # noqa: E731
-    return training(network, loss, optimizer, device, mixed)
-
-
-def features(name, device, n, mixed):
-    from torchvision.models import get_model
-
-    model = get_model(name, weights=None)
-    model.fc = nn.Identity()
-    model, x = model.to(device).eval(), torch.rand(n, 3, 224, 224, device=device)
-
-    def step():
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            model(x)
-
-    return step
-
-
-def tasks() -> list[Task]:
-    """One for each network of the paper-scale runs."""
-    kde, em, clustering, swapped, unknown = map(parameters, (
-        "02_deepkde", "05_neural_mixtures", "06_clustering_images", "11_swapped_predictions",
-        "12_unknown_k",
-    ))  # fmt: skip
-    lr = kde["primary_lr"]
-    found = [
-        Task("DeepKDE", f"{kde['digits_backbone']}, classifier, 28 to 224 pixels", 128,
-             partial(classify, kde["digits_backbone"], 1, 28, lr), True),
-        Task("DeepKDE", f"{kde['colours_backbone']}, classifier, 32 to 224 pixels", 128,
-             partial(classify, kde["colours_backbone"], 3, 32, lr), True),
-        Task("DeepKDE", "vit_b_16, classifier, 32 to 224 pixels", 128,
-             partial(classify, "vit_b_16", 3, 32, lr), True),
-        Task("DeepKDE", "autoencoder 512-" + "-".join(map(str, kde["hidden"])) + "-10",
-             kde["reshape_batch"], partial(reshape, kde["hidden"])),
-        Task("Neural mixtures", "cnn, classifier, 28 pixels", em["batch"],
-             partial(classify, "cnn", 1, 28, 5e-3)),
-        Task("Neural mixtures", "2-32-32-10, EM", em["batch"], mixture),
-    ]  # fmt: skip
-    for name, side, plan in zip(*(clustering[key] for key in ("sets", "sides", "plans")),
-                                strict=True):  # fmt: skip
-        k = 20 if name == "cifar100" else 10
-        make = partial(two_fold, plan, side, k, clustering["rate"], clustering["ratio"])
-        label = f"{plan}, two-fold EM, {name}, {side} pixels"
-        found.append(Task("Neural mixtures", label, clustering["batch"], make))
-    names = ("n_prototypes", "backbone", "n_local", "global_size", "local_size")
-    options = {name: swapped[name] for name in names}
-    label = f"{swapped['backbone']}, 2 + {swapped['n_local']} views of 32 and 16 pixels"
-    found.append(Task("SwAV", label, swapped["batch_size"], partial(swav, options, 32)))
-    label = f"{unknown['photos_by']}, features, 224 pixels"
-    make = partial(features, unknown["photos_by"])
-    return [*found, Task("DeepDPM", label, 16, make, True, False)]
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -237,7 +62,7 @@ def records_of(task: Task, n: int, mixed: bool, device_name: str, speed, peak, e
     precision = "bfloat16 autocast" if mixed else "float32"
     work = "training" if task.trains else "forward passes"
     common = {
-        "document": task.document, "item": "GPU throughput", "row": task.name,
+        "document": f"chapter {task.chapter}", "item": "GPU throughput", "row": task.name,
         "setting": f"{work}, batch {n}, {precision}", "device": device_name, "seconds": elapsed,
     }  # fmt: skip
     yield results.record(metric="samples/s", ours=speed, **common)
@@ -253,7 +78,7 @@ def device_name(device: torch.device) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seconds", type=float, default=8, help="for each measurement")
+    parser.add_argument("--seconds", type=float, default=6, help="for each measurement")
     parser.add_argument("--limit", type=float, default=480, help="seconds for everything")
     parser.add_argument("--batch", type=int, help="in place of every batch size")
     parser.add_argument("--out", type=Path, help="the file to write")
