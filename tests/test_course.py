@@ -1,5 +1,6 @@
 """The course's command line, on a small chapter of its own."""
 
+import inspect
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from papermill import PapermillExecutionError
 
 import chapters
 from latentspace import results
+from latentspace.course import __main__ as command_line
 from latentspace.course import marks, running, sweep
 from latentspace.course.__main__ import main
 
@@ -332,7 +334,7 @@ def test_a_changed_chapter_is_run_again(project):
 
 
 def test_a_dead_kernel_and_a_slow_cell_are_failures_like_others(project, tmp_path):
-    plan = sweep.plan(sweep_file(project, "grid: {word: [dead, good], wait: [0, 30]}\ntimeout: 4"))
+    plan = sweep.plan(sweep_file(project, "grid: {word: [dead, good], wait: [0, 30]}\ntimeout: 2"))
     runs = sweep.go(plan, tmp_path / "runs", jobs=4)
     assert [(run["error"] or "done").split(":")[0] for run in runs] == [
         "DeadKernelError", "CellTimeoutError", "done", "CellTimeoutError"]  # fmt: skip
@@ -493,6 +495,11 @@ def sweep_on_the_page():
     return re.search(r"^```yaml\n(.*?)^```", text, flags=re.M | re.S)[1]
 
 
+def sweep_in_the_help():
+    text = inspect.cleandoc(command_line.sweep.help)
+    return text[text.index("chapter:") : text.index("timeout:")]
+
+
 @pytest.mark.parametrize("line", examples())
 def test_examples_on_the_pages_are_understood(line, tmp_path, monkeypatch, capsys):
     """Up to where a chapter would be executed: its name, parameters and types are looked at."""
@@ -511,11 +518,20 @@ def test_examples_on_the_pages_are_understood(line, tmp_path, monkeypatch, capsy
     assert bool(asked) == line.startswith("run")
 
 
-def test_the_sweep_on_the_page_names_records_that_its_chapter_stores(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "runs"), [(sweep_on_the_page, 12), (sweep_in_the_help, 6)], ids=["page", "help"]
+)
+def test_the_sweep_that_is_shown_names_records_that_its_chapter_stores(text, runs, tmp_path):
     path = tmp_path / "sweep.yaml"
-    path.write_text(sweep_on_the_page())
+    path.write_text(text())
     plan = sweep.plan(path)
-    assert len(plan.values) == 12
+    assert len(plan.values) == runs
     stored = results.read(chapters.ROOT / "book" / "results" / f"{plan.chapter}.json")
     for wanted in plan.wanted.values():
         assert len([r for r in stored if wanted.items() <= r.items()]) == 1
+
+
+def test_the_readme_opens_with_read_run_and_check():
+    first = re.search(r"^```bash\n(.*?)^```", PAGES[0].read_text(), flags=re.M | re.S)[1]
+    lines = [re.match(r"make (\w+) +# (\w+): ", line).groups() for line in first.splitlines()]
+    assert lines == [("book", "read"), ("run", "run"), ("test", "check")]

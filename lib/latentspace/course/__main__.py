@@ -151,14 +151,15 @@ def sweep(
     where it was. At the end stands a table; it is also kept, as table.csv, beside the copies.
 
     \b
-    chapter: 02_deepkde
-    file: 02_deepkde.smoke.yaml          # what all runs share
+    chapter: 05_neural_mixtures
+    file: 05_neural_mixtures.smoke.yaml   # what all runs share
+    values: {draws: 2}                    # more of it
     grid:
-      vote: [1.0e-6, 1.0e-3, 1.0]
-    seeds: 5                             # 0 to 4; or a list
-    results:                             # columns, from the records of `list CHAPTER --results`
-      share: {item: Figure 2.4, metric: share}
-    timeout: 600                         # seconds that a cell may take
+      batch: [32, 128]
+    seeds: [0, 1, 2]                      # or 3, for just these
+    results:                              # columns, by the fields of `list CHAPTER --results`
+      ACC: {item: Fig. 4.4, metric: ACC}
+    timeout: 600                          # seconds that a cell may take
 
     \b
     python -m latentspace.course sweep sweep.yaml --jobs 4

@@ -75,8 +75,10 @@ def plan(path: Path) -> Plan:
     defaults = chapters.parameters(notebook)
     shared: dict[str, object] = {}
     if file := given.get("file"):
-        beside = path.parent / file
-        shared |= running.load_parameters(beside if beside.is_file() else Path(file), defaults)
+        beside = path.parent / str(file)
+        shared |= running.load_parameters(
+            beside if beside.is_file() else Path(str(file)), defaults
+        )
     shared |= _mapping(path, given, "values")
     axes = _axes(path, given, defaults)
     found, values = [], {}
