@@ -182,10 +182,10 @@ def sweep(
         kept = len(list(folder.glob("*.json")))
         said = f"\nStopped with {kept} runs kept in {folder}; the same command goes on."
         click.echo(said, err=True)
-        if isinstance(error, ConnectionError):
-            click.echo(str(error), err=True)
-            sys.exit(1)
-        raise
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        click.echo(str(error), err=True)
+        sys.exit(1)
     write_bytes(folder / "table.csv", sweeping.csv_table(plan, done).encode())
     click.echo(sweeping.table(plan, done))
     click.echo(f"The copies and table.csv are in {folder}")
