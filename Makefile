@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test check gpu run sweep rerun named notebooks lab student colab address clean
+.PHONY: help book test check gpu run sweep rerun named notebooks lab student letters colab address clean
 
 help:
 	@echo "make book                                build the site"
@@ -17,6 +17,7 @@ help:
 	@echo "make notebooks                           regenerate and execute stale chapters  [CHAPTER=..]"
 	@echo "make lab                                 open the chapters in JupyterLab"
 	@echo "make student                             copies without solutions in _build/student"
+	@echo "make letters                             the errata as letters to their authors in _build/letters"
 	@echo "make colab                               the chapters inside Colab's package set"
 	@echo "make address URL=https://github.com/..   change the public address, for a fork"
 	@echo "make clean                               remove build output (.venv stays)"
@@ -88,6 +89,9 @@ lab: $(VENV)/book.stamp
 
 student: $(VENV)/book.stamp
 	@$(COURSE) student _build/student
+
+letters: $(VENV)/site.stamp
+	@$(BIN)/python book/tools/letters.py _build/letters
 
 colab:
 	$(PYTHON) book/tools/colab.py _build/colab

@@ -194,6 +194,121 @@ def test_no_page_is_heavy(page, html):
     assert (html / f"{page.name}.html").stat().st_size < 2_000_000
 
 
+# The paragraphs and captions of a page, with a mark in place of what is no plain word.
+WORDS = """() => [...document.querySelectorAll("article :is(p, figcaption)")].filter(
+    p => !p.closest(".admonition-title, .prev-next-area, .citation, a")
+).map(p => {
+    const copy = p.cloneNode(true);
+    copy.querySelectorAll("a, code, .math, mjx-container, .bibtex-citation").forEach(
+        part => part.replaceWith("*"));
+    return copy.textContent;
+})"""
+NAMES = r"\b[A-Z]\d{1,2}\b(?![.-]?\w)|\b(?:[Cc]hapters?|Figures?|Tables?|Exercises?) \d+(?:\.\d+)?"
+THEIRS = r"(?:\*|['’]s?|its|Its|thesis[,:]|of the|ch\.) $"
+
+
+@pytest.fixture(scope="session")
+def anchors(html):
+    """The ids on each page of the site, by the page's name."""
+    ids = re.compile(r'\bid="([^"]+)"')
+    return {name: set(ids.findall((html / f"{name}.html").read_text())) for name in build.pages()}
+
+
+def named(word, page, anchors):
+    """The address to which a name should lead from that page: anchor, or page; None if it is ours
+    no more than a document's.
+    """
+    kind, _, number = word.lower().partition(" ")
+    if not number:
+        anchor = f"erratum-{kind}"
+        return anchor if anchor in anchors["book/errata"] else None
+    kind = kind.removesuffix("s")
+    if kind == "chapter":
+        lessons = {str(int(name[:2])): name for name in chapters.lessons()}
+        lesson = lessons.get(number.lstrip("0"))
+        return None if lesson is None or page.endswith(lesson) else lesson
+    chapter = page.removeprefix("notebooks/")[:2].lstrip("0")
+    anchor = f"{kind}-{number}".replace(".", "-")
+    here = any(anchor in anchors[name] for name in anchors if name.startswith("notebooks/"))
+    return anchor if here and number.split(".")[0] == chapter else None
+
+
+def test_what_has_a_name_is_a_link(page, anchors):
+    """Errata, chapters, figures and tables: who reads their name can follow it."""
+    bare = []
+    for text in page.evaluate(WORDS):
+        for match in re.finditer(NAMES, text):
+            target = named(match[0], page.name, anchors)
+            owned = re.search(THEIRS, text[: match.start()])
+            after = re.sub(r"^(?:(?:,| and| to) \d+)+", "", text[match.end() :])
+            owned = owned or re.match(r",? (?:of|in) (?:the|\*)", after)
+            own = match.start() == 0 and text.lstrip().startswith(("Figure", "Table"))
+            entry = page.name == "book/errata" and (target or "").startswith("erratum-")
+            if target and not (owned or own or entry):
+                bare.append((match[0], text[max(0, match.start() - 40) : match.end() + 40]))
+    assert bare == []
+
+
+LINKS = """() => [...document.querySelectorAll("article a[href]")].map(a => a.href)"""
+
+
+@pytest.fixture(scope="session")
+def terms(browser, server):
+    """The glossary's terms: the id of each, its name, and what it means."""
+    page = visit(browser, f"{server}/book/glossary.html")
+    yield page.locator("dl.glossary > dt").evaluate_all(
+        "terms => terms.map(t => [t.id, t.firstChild.textContent, t.nextElementSibling.innerText])"
+    )
+    page.close()
+
+
+def test_a_term_is_a_link_at_its_first_use(page, terms):
+    if page.name == "book/glossary":
+        pytest.skip("where terms are explained")
+    linked = {link.partition("#")[2] for link in page.evaluate(LINKS)}
+    words = " ".join(page.evaluate(WORDS)).lower()
+    bare = [
+        name
+        for anchor, name, meaning in terms
+        if anchor not in linked and not meaning.startswith("In chapter")
+        and re.search(rf"(?<![\w-]){re.escape(name.split(' (')[0].lower())}(?![\w-])", words)
+    ]  # fmt: skip
+    assert len(terms) > 60
+    assert bare == []
+
+
+def test_links_lead_somewhere(page, anchors, server):
+    lost = []
+    for link in page.evaluate(LINKS):
+        if link.startswith(server):
+            name, _, anchor = link.removeprefix(f"{server}/").partition("#")
+            name = name.removesuffix(".html")
+            if name in anchors and anchor and anchor not in anchors[name]:
+                lost.append(link)
+            if name and name not in anchors and not name.startswith(("_sources", "_images")):
+                lost.append(link)
+    assert lost == []
+
+
+def test_numbers_begin_with_the_chapters(page):
+    """Equations and exercises, where they stand and in links to them."""
+    shown = page.locator("article .eqno, article .caption-number").all_text_contents()
+    chapter = page.name.removeprefix("notebooks/")[:2].lstrip("0")
+    letter = "E" if page.name.endswith("_evidence") else ""
+    numbers = [re.search(r"\d+\.E?\d+", text)[0] for text in shown]
+    equations = [n for n, text in zip(numbers, shown, strict=True) if "(" in text]
+    assert equations == [f"{chapter}.{letter}{i + 1}" for i in range(len(equations))]
+    exercises = [n for n, text in zip(numbers, shown, strict=True) if "(" not in text]
+    assert exercises == [f"{chapter}.{i + 1}" for i in range(len(exercises))]
+    links = page.locator("article a[href*='#equation-eq-'], article a[href*='#ex-']").evaluate_all(
+        "links => links.map(link => [link.href.split('#')[1], link.innerText])"
+    )
+    for anchor, text in links:
+        if text not in ("#", "¶") and re.search(r"\d", text):
+            own = re.search(r"(?:eq|ex)-(\d\d)-", anchor)[1].lstrip("0")
+            assert re.fullmatch(rf"\({own}\.E?\d+\)|Exercise {own}\.\d+", text)
+
+
 def found(browser, server, words):
     """The addresses that a search for these words gives, in order."""
     page = visit(browser, f"{server}/search.html?q={words}")
