@@ -95,7 +95,7 @@ def test_an_entry_without_its_lines_is_refused(tmp_path):
     page.write_text(TEXT.replace("* - it changes\n", "* - it alters\n", 1))
     with pytest.raises(ValueError, match="K1 lacks it changes"):
         errata.read(page)
-    page.write_text(TEXT.replace("eq. (2) (oversight)", "eq. (2) (slip)", 1))
+    page.write_text(TEXT.replace("eq. 2 (oversight)", "eq. 2 (slip)", 1))
     with pytest.raises(ValueError, match="K1: no kind"):
         errata.read(page)
 

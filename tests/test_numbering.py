@@ -239,3 +239,20 @@ def test_a_term_is_found_once_on_a_page():
     seen = set()
     assert len(mentions.find("a gate", BOOK, "book/intro", seen)) == 1
     assert mentions.find("a gate", BOOK, "book/intro", seen) == []
+
+
+PROSE = [*sorted(chapters.TEXTS.glob("*.md")), *sorted((chapters.ROOT / "book").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.stem)
+def test_a_documents_equation_is_told_from_ours(path):
+    """Theirs has the word and no parentheses, "eq. 7"; ours has parentheses, no word, and links."""
+    prose = mentions.masked(path.read_text(encoding="utf-8"))
+    assert re.findall(r".{20}\b[Ee]q(?:s|uations?)?\.? \(\d.{10}", prose) == []
+    assert re.findall(r".{20}\b[Ee]q(?:s|uations?)?\.? \0.{10}", prose) == []
+    if path.parent != chapters.TEXTS:
+        return  # the errata stand under their document's name
+    owner = r"thesis|paper|slides|DeepKDE|DeepDPM|StatDEC|SwAV|\bits\b|the word"
+    for block in re.split(r"\n\n|\n\* - ", prose):
+        named = re.search(r"\b[Ee]qs?\. \d", block)
+        assert not named or re.search(owner, block, flags=re.I), block.strip("\0 \n")[:200]

@@ -21,6 +21,7 @@ Address = Callable[[mentions.Target], str]
 
 PLAIN = (nodes.emphasis, nodes.strong, nodes.inline)
 CAPTION = re.compile(r"(<figcaption\b[^>]*>)(.*?)(?=</figcaption>)", flags=re.S)
+PARAGRAPH = re.compile(r"(?<=<p>)[^<>]+(?=</p>)")
 
 
 def _pieces(node: nodes.Node) -> Iterator[tuple[nodes.Text | None, str]]:
@@ -91,23 +92,35 @@ def _link_paragraph(
         start = end
 
 
-def _link_figure(html: str, find: Find, address: Address, anchors: set[str]) -> str:
-    """The same in the caption of an output that is a figure; its anchor stands at its top."""
-    caption = CAPTION.search(html)
-    text = caption[2].replace("&#x27;", "'")
-    hidden = re.sub(r"<code>.*?</code>|<[^>]*>|&\w+;", lambda m: mentions.HIDDEN * len(m[0]), text)
-    own, done = _own(hidden, anchors)
-    parts = [text[:done]]
-    for mention in find(hidden):
+def _link_html(text: str, find: Find, address: Address, begin: int = 0) -> str:
+    """The same in HTML, from a place on."""
+    parts, done = [text[:begin]], begin
+    for mention in find(_words(text)):
         if mention.start >= done:
             href, kind = address(mention.target), mention.target.kind
             link = f'<a class="reference internal mention {kind}" href="{href}">'
             parts += [text[done : mention.start], link, text[mention.start : mention.end], "</a>"]
             done = mention.end
+    return "".join([*parts, text[done:]])
+
+
+def _words(html: str) -> str:
+    """HTML with tags, code and character references hidden."""
+    hide = re.compile(r"<code>.*?</code>|<[^>]*>|&\w+;")
+    return hide.sub(lambda match: mentions.HIDDEN * len(match[0]), html)
+
+
+def _link_output(html: str, find: Find, address: Address, anchors: set[str]) -> str:
+    """The same in a figure's caption, whose anchor stands at the figure's top, or a paragraph."""
+    caption = CAPTION.search(html)
+    if caption is None:
+        return PARAGRAPH.sub(lambda match: _link_html(match[0], find, address), html)
+    text = caption[2].replace("&#x27;", "'")
+    own, begin = _own(_words(text), anchors)
     head = html[: caption.end(1)]
     if own:
         head = head.replace("<figure", f'<span id="{own}"></span><figure', 1)
-    return "".join([head, *parts, text[done:], html[caption.end() :]])
+    return head + _link_html(text, find, address, begin) + html[caption.end() :]
 
 
 def _link_page(app: Sphinx, doctree: nodes.document, page: str) -> None:
@@ -124,7 +137,7 @@ def _link_page(app: Sphinx, doctree: nodes.document, page: str) -> None:
         if isinstance(node, nodes.paragraph):
             _link_paragraph(node, **link)
         else:
-            html = _link_figure(node.astext(), **link)
+            html = _link_output(node.astext(), **link)
             node.replace_self(nodes.raw("", html, **node.attributes))
 
 
@@ -132,7 +145,7 @@ def _may_name(node: nodes.Node) -> bool:
     """Tell whether links may come into a node: paragraphs of our own, and figures."""
     if isinstance(node, nodes.paragraph):
         return not (isinstance(node.parent, nodes.citation) or _inside(node, "index"))
-    return isinstance(node, nodes.raw) and "</figcaption>" in node.astext()
+    return isinstance(node, nodes.raw) and bool(re.search("</figcaption>|</p>", node.astext()))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
