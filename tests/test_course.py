@@ -227,6 +227,20 @@ def test_without_a_checkout_it_says_what_is_missing(tmp_path):
     assert "git clone" in done.stderr
 
 
+def test_a_stopped_run_says_so_and_no_more(project):
+    out = project / "copy.ipynb"
+    command = [sys.executable, "-m", "latentspace.course", "run", "01_small", "-p", "wait", "60"]
+    run = subprocess.Popen([*command, "-o", out], cwd=project, stderr=subprocess.PIPE, text=True)
+    while not out.exists() or "completed" not in out.read_text():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert said.endswith("Stopped.\n")
+    assert "Traceback" not in said
+
+
 # Sweeps
 
 
@@ -466,6 +480,7 @@ def test_each_lesson_has_two_checks_that_students_keep(tmp_path):
     for name in chapters.lessons():
         found = marks.checks(name)
         assert len(found) >= 2, name
+        assert {m.verdict for m in marks.mark(chapters.NOTEBOOKS / f"{name}.ipynb")} == {"passed"}
         path = marks.student(name, tmp_path)
         assert {m.verdict for m in marks.mark(path)} == {"not run"}, name
         text = chapters.read(name)

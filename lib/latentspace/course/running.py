@@ -166,7 +166,8 @@ def execute(
     """Execute a notebook with these parameters in the folder `cwd`, and stop at its first error.
 
     No cell may take longer than `seconds`. Several threads may do this at once: papermill's own
-    `cwd` would move them all. Without `progress` a kernel keeps to itself what it logs.
+    `cwd` would move them all. The kernel logs nothing, such as that it was stopped; what the
+    notebook's code prints is in its outputs.
     """
     with tempfile.TemporaryDirectory() as folder, kernels.sockets() as config:
         source = Path(folder) / out.name
@@ -178,7 +179,7 @@ def execute(
             kernel_name="python3",
             progress_bar=progress,
             execution_timeout=seconds,
-            extra_arguments=[] if progress else ["--log-level=CRITICAL"],
+            extra_arguments=["--log-level=CRITICAL"],
             resources={"metadata": {"path": str(cwd)}},
             config=config,
         )
