@@ -12,10 +12,9 @@ try:
     import jupytext  # noqa: F401
     import papermill  # noqa: F401
 except ImportError as error:
-    raise SystemExit(
-        f"This needs {error.name}: in the book's checkout, `make run` sets all of it up, "
-        "and so does pip install -e '.[book]'"
-    ) from error
+    print(f"This needs {error.name}: in the book's checkout, `make run` sets all of it up, "
+          "and so does pip install -e '.[book]'", file=sys.stderr)  # fmt: skip
+    raise SystemExit(2) from error
 
 from latentspace.course import chapters, marks
 

@@ -312,8 +312,7 @@ def _heads(plan: Plan) -> list[str]:
 def table(plan: Plan, all_runs: Sequence[Run]) -> str:
     """Return the runs as a table for a terminal, with the reasons of those that failed below."""
     cells = [_heads(plan), *(_cells(plan, run) for run in all_runs)]
-    rows = [["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in row]
-            for row in cells]  # fmt: skip
+    rows = [[_text(cell) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     bad = [run for run in all_runs if run["error"]]
@@ -322,6 +321,12 @@ def table(plan: Plan, all_runs: Sequence[Run]) -> str:
         own = ", ".join(f"{name}={run['values'].get(name)}" for name in plan.varied)
         lines.append(f"  {run['name']} ({own}): {run['error'][:100]}")
     return "\n".join(lines)
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.4g}" if abs(cell) < 1e4 else f"{cell:.0f}"
+    return "" if cell is None else str(cell)
 
 
 def csv_table(plan: Plan, all_runs: Sequence[Run]) -> str:
