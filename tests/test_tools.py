@@ -624,6 +624,13 @@ def test_colab_gets_the_tools_that_the_smoke_runs_need():
     assert [line.split(">")[0] for line in colab.tools()] == sorted(colab.TOOLS)
 
 
+def test_colab_runs_what_each_notebook_imports():
+    found = colab.imports(chapters.NOTEBOOKS / "02_deepkde.ipynb")
+    assert "import matplotlib.pyplot as plt" in found
+    assert any(line.startswith("from latentspace.density import TargetMixture, ") for line in found)
+    assert all(colab.imports(path) for path in chapters.NOTEBOOKS.glob("*.ipynb"))
+
+
 def test_setup_cell_is_silent_elsewhere(monkeypatch, capfd):
     monkeypatch.setattr("subprocess.check_call", lambda *_: pytest.fail("installs something"))
     exec((chapters.ROOT / "book" / "tools" / "setup_cell.py").read_text(), {})
