@@ -245,8 +245,9 @@ def test_a_penalty_counts_in_each_seed_as_if_it_were_alone():
         optimizer.step()
     for name, value in alone.named_parameters():
         half = len(value) // 2
-        torch.testing.assert_close(dict(together.named_parameters())[name][:half], value[:half],
-                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            dict(together.named_parameters())[name][:half], value[:half], rtol=1e-4, atol=1e-5
+        )
 
 
 def _inputs(net, task, rows, column):

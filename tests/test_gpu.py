@@ -283,7 +283,8 @@ NETWORKS = {
     "resnet8s": (lambda: classifier("resnet8s", 3, 3), (8, 3, 32, 32)),
     "paths": (lambda: multipath("R C8 M R F8", (3, 16, 16), 3, paths=2), (8, 3, 16, 16)),
     "paths, grouped": (
-        lambda: multipath("P8 C8 M F8 P8", (3, 16, 16), 3, paths=2, grouped=True), (8, 3, 16, 16)
+        lambda: multipath("P8 C8 M F8 P8", (3, 16, 16), 3, paths=2, grouped=True),
+        (8, 3, 16, 16),
     ),
 }
 

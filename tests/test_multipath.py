@@ -92,6 +92,7 @@ def test_T4_numbers_that_do_not_agree():
 
 def test_T5_hidden_units_of_the_gates_from_the_counts():
     """About forty in the ResNets: far fewer or more do not give the printed counts."""
+
     def gates(paths, hidden):
         first = (16 + 1) * hidden + (hidden + 1) * paths
         rest = sum((c + 1) * hidden + (hidden + 1) * paths for c in (16, 32, 64))

@@ -214,7 +214,7 @@ def test_citations(tmp_path):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "references.bib").write_text(
         "@book{a, author = {von Luxburg, Ulrike}, title = {T}, year = {2007}, doi = {10/1(2)}}\n"
-        "@book{b, author = {{The authors} and M{\\\"u}ller, A.}, title = {T}, year = {undated}}\n"
+        '@book{b, author = {{The authors} and M{\\"u}ller, A.}, title = {T}, year = {undated}}\n'
         "@article{c, author = {A, B. and C, D. and E, F.}, title = {T}, year = {1999},"
         " journal = {arXiv preprint arXiv:1802.03426}}\n"
         "@misc{d, author = {A, B.}, title = {T}, year = {1999}, url = {https://a.b/c}}\n"

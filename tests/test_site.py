@@ -215,8 +215,9 @@ def anchors(html):
 
 
 def named(word, page, anchors):
-    """The address to which a name should lead from that page: anchor, or page; None if it is ours
-    no more than a document's.
+    """The anchor or page to which a name should lead from that page, None if it is no name there.
+
+    A figure, table or exercise of the page's own chapter must be there, to be led to.
     """
     kind, _, number = word.lower().partition(" ")
     if not number:
@@ -228,9 +229,7 @@ def named(word, page, anchors):
         lesson = lessons.get(number.lstrip("0"))
         return None if lesson is None or page.endswith(lesson) else lesson
     chapter = page.removeprefix("notebooks/")[:2].lstrip("0")
-    anchor = f"{kind}-{number}".replace(".", "-")
-    here = any(anchor in anchors[name] for name in anchors if name.startswith("notebooks/"))
-    return anchor if here and number.split(".")[0] == chapter else None
+    return f"{kind}-{number}".replace(".", "-") if number.startswith(f"{chapter}.") else None
 
 
 def test_what_has_a_name_is_a_link(page, anchors):

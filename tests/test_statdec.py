@@ -153,6 +153,7 @@ def test_degenerate_data_give_finite_answers(method, degenerate):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cluster_without_members_stays_a_cluster(method, shared):
     """A centre far from all points: no row has it, its share is small and positive, all finite."""
+
     class Far(method):
         def _weight(self, q):
             assert (q.sum(0) > 0).all()

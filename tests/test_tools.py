@@ -93,7 +93,7 @@ def test_lessons_and_evidence(tiny):
 
 def test_run_keeps_a_copy_named_after_the_run(tiny):
     """Two runs of a chapter had one file: the second took the place of the first."""
-    named(tiny, "smoke", 'steps: 4\nword: smoke\n')
+    named(tiny, "smoke", "steps: 4\nword: smoke\n")
     (tiny / "own.yaml").write_text("steps: 6")
     first = running.run("01_tiny")
     assert first == tiny / "_build" / "runs" / "01_tiny.ipynb"

@@ -209,9 +209,7 @@ def test_logged_values_may_require_a_gradient():
 
     torch.set_warn_always(True)  # else torch warns of a thing once in a process
     try:
-        _, history = train(
-            model, step=step, validate=lambda model: {"s": model.scale, "t": 1}
-        )
+        _, history = train(model, step=step, validate=lambda model: {"s": model.scale, "t": 1})
     finally:
         torch.set_warn_always(False)
     assert history["double"].tolist() == pytest.approx(2 * history["loss"])

@@ -6,22 +6,114 @@ Figures and tables get the anchors to which such links lead.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from functools import lru_cache
+from html import escape
 from pathlib import Path
 
 from docutils import nodes
 from numbered import book
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 import mentions
-
-Find = Callable[[str], list[mentions.Mention]]
-Address = Callable[[mentions.Target], str]
 
 PLAIN = (nodes.emphasis, nodes.strong, nodes.inline)
 CAPTION = re.compile(r"(<figcaption\b[^>]*>)(.*?)(?=</figcaption>)", flags=re.S)
 PARAGRAPH = re.compile(r"(?<=<p>)[^<>]+(?=</p>)")
+MARKUP = re.compile(r"<code>.*?</code>|<[^>]*>|&\w+;")
+
+
+class _Page:
+    """One page, and what it has named so far."""
+
+    def __init__(self, app: Sphinx, name: str) -> None:
+        self.app, self.name = app, name
+        self.book = book(Path(app.srcdir))
+        self.anchors = {t.anchor for t in self.book.names.values() if t.page == name}
+        self.seen: set[str] = set()
+
+    def find(self, text: str) -> list[mentions.Mention]:
+        """Return what a text of the page names."""
+        return mentions.find(text, self.book, self.name, self.seen)
+
+    def address(self, target: mentions.Target) -> str:
+        """Return where the target is, seen from this page."""
+        there = target.page
+        uri = self.app.builder.get_relative_uri(self.name, there) if there != self.name else ""
+        return f"{uri}#{target.anchor}" if target.anchor else uri
+
+    def own(self, text: str) -> tuple[str, int]:
+        """Return the anchor of the figure or table that a text begins to name, and that name's end.
+
+        Both are empty if it names none of this page.
+        """
+        name = re.match(r"[\s*]*(Figure|Table) (\d+)\.(\d+)\b", text)
+        anchor = "-".join(name.groups()).lower() if name else ""
+        return (anchor, name.end()) if name and anchor in self.anchors else ("", 0)
+
+    def link_paragraph(self, paragraph: nodes.paragraph) -> None:
+        """Put references in place of what the paragraph names."""
+        pieces = list(_pieces(paragraph))
+        text = "".join(text for _, text in pieces)
+        own, begin = self.own(text) if text.startswith("*") else ("", 0)
+        if own:
+            paragraph["ids"].append(own)
+        found = [
+            mention
+            for mention in self.find(text)
+            if mention.start >= begin and not _inside(paragraph, mention.target.anchor)
+        ]
+        start = 0
+        for node, text in pieces:
+            end = start + len(text)
+            here = [m for m in found if node is not None and start <= m.start and m.end <= end]
+            if here:
+                node.parent.replace(node, list(self._linked(text, start, here)))
+            start = end
+
+    def _linked(self, text: str, start: int, found: list[mentions.Mention]) -> Iterator[nodes.Node]:
+        """Yield a text that begins at `start` with references for what is found in it."""
+        done = 0
+        for mention in found:
+            first, last = mention.start - start, mention.end - start
+            target = mention.target
+            yield nodes.Text(text[done:first])
+            link = nodes.reference("", text[first:last], internal=True, refuri=self.address(target))
+            link["classes"] += ["mention", target.kind]
+            if tip := meanings(self.app.env).get(target.anchor, target.title):
+                link["reftitle"] = tip
+            yield link
+            done = last
+        yield nodes.Text(text[done:])
+
+    def link_output(self, html: str) -> str:
+        """Return a raw output with links in its figure's caption, or else in its paragraphs.
+
+        The anchor of a figure stands at its top.
+        """
+        caption = CAPTION.search(html)
+        if caption is None:
+            return PARAGRAPH.sub(lambda match: self._linked_html(match[0]), html)
+        text = caption[2].replace("&#x27;", "'")
+        own, begin = self.own(text)
+        head = html[: caption.end(1)]
+        if own:
+            head = head.replace("<figure", f'<span id="{own}"></span><figure', 1)
+        return head + self._linked_html(text, begin) + html[caption.end() :]
+
+    def _linked_html(self, text: str, begin: int = 0) -> str:
+        """Return HTML with links, from a place on."""
+        hidden = MARKUP.sub(lambda match: mentions.HIDDEN * len(match[0]), text)
+        parts, done = [text[:begin]], begin
+        for mention in self.find(hidden):
+            if mention.start >= done:
+                href, kind = escape(self.address(mention.target)), mention.target.kind
+                words = text[mention.start : mention.end]
+                link = f'<a class="reference internal mention {kind}" href="{href}">{words}</a>'
+                parts += [text[done : mention.start], link]
+                done = mention.end
+        return "".join([*parts, text[done:]])
 
 
 def _pieces(node: nodes.Node) -> Iterator[tuple[nodes.Text | None, str]]:
@@ -41,111 +133,41 @@ def _pieces(node: nodes.Node) -> Iterator[tuple[nodes.Text | None, str]]:
             yield None, (mentions.CITED if cited else mentions.HIDDEN) * len(child.astext())
 
 
-def _own(text: str, anchors: set[str]) -> tuple[str, int]:
-    """The anchor of the figure or table whose name begins a text, and where that name ends."""
-    name = re.match(r"[\s*]*(Figure|Table) (\d+)\.(\d+)\b", text)
-    anchor = "-".join(name.groups()).lower() if name else ""
-    return (anchor, name.end()) if name and anchor in anchors else ("", 0)
-
-
 def _inside(node: nodes.Node, anchor: str) -> bool:
     """Tell whether the node stands in the section of that id."""
     while node is not None:
-        if anchor in getattr(node, "attributes", {}).get("ids", ()):
+        if anchor and anchor in getattr(node, "attributes", {}).get("ids", ()):
             return True
         node = node.parent
     return False
 
 
-def _link_paragraph(
-    paragraph: nodes.paragraph, find: Find, address: Address, anchors: set[str]
-) -> None:
-    """Put references in place of what the paragraph names."""
-    pieces = list(_pieces(paragraph))
-    text = "".join(text for _, text in pieces)
-    own, begin = _own(text, anchors) if text.startswith("*") else ("", 0)
-    if own:
-        paragraph["ids"].append(own)
-    found = [
-        mention
-        for mention in find(text)
-        if mention.start >= begin
-        and not (mention.target.kind == "erratum" and _inside(paragraph, mention.target.anchor))
-    ]
-    start = 0
-    for node, text in pieces:
-        end = start + len(text)
-        here = [m for m in found if node is not None and start <= m.start and m.end <= end]
-        if here:
-            parts: list[nodes.Node] = []
-            done = 0
-            for mention in here:
-                first, last = mention.start - start, mention.end - start
-                words = text[first:last]
-                reference = nodes.reference(
-                    "", words, internal=True, refuri=address(mention.target),
-                    classes=["mention", mention.target.kind],
-                )  # fmt: skip
-                parts += [nodes.Text(text[done:first]), reference]
-                done = last
-            node.parent.replace(node, [*parts, nodes.Text(text[done:])])
-        start = end
-
-
-def _link_html(text: str, find: Find, address: Address, begin: int = 0) -> str:
-    """The same in HTML, from a place on."""
-    parts, done = [text[:begin]], begin
-    for mention in find(_words(text)):
-        if mention.start >= done:
-            href, kind = address(mention.target), mention.target.kind
-            link = f'<a class="reference internal mention {kind}" href="{href}">'
-            parts += [text[done : mention.start], link, text[mention.start : mention.end], "</a>"]
-            done = mention.end
-    return "".join([*parts, text[done:]])
-
-
-def _words(html: str) -> str:
-    """HTML with tags, code and character references hidden."""
-    hide = re.compile(r"<code>.*?</code>|<[^>]*>|&\w+;")
-    return hide.sub(lambda match: mentions.HIDDEN * len(match[0]), html)
-
-
-def _link_output(html: str, find: Find, address: Address, anchors: set[str]) -> str:
-    """The same in a figure's caption, whose anchor stands at the figure's top, or a paragraph."""
-    caption = CAPTION.search(html)
-    if caption is None:
-        return PARAGRAPH.sub(lambda match: _link_html(match[0], find, address), html)
-    text = caption[2].replace("&#x27;", "'")
-    own, begin = _own(_words(text), anchors)
-    head = html[: caption.end(1)]
-    if own:
-        head = head.replace("<figure", f'<span id="{own}"></span><figure', 1)
-    return head + _link_html(text, find, address, begin) + html[caption.end() :]
-
-
-def _link_page(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    names = book(Path(app.srcdir))
-    anchors = {target.anchor for target in names.names.values() if target.page == page}
-    find = partial(mentions.find, book=names, page=page, seen=set())
-
-    def address(target: mentions.Target) -> str:
-        uri = app.builder.get_relative_uri(page, target.page) if target.page != page else ""
-        return f"{uri}#{target.anchor}" if target.anchor else uri
-
-    link = {"find": find, "address": address, "anchors": anchors}
-    for node in list(doctree.findall(_may_name)):
-        if isinstance(node, nodes.paragraph):
-            _link_paragraph(node, **link)
-        else:
-            html = _link_output(node.astext(), **link)
-            node.replace_self(nodes.raw("", html, **node.attributes))
+@lru_cache
+def meanings(env: BuildEnvironment) -> dict[str, str]:
+    """Return what the glossary's terms mean, by anchor, where words alone say it."""
+    items = env.get_doctree("book/glossary").findall(nodes.definition_list_item)
+    return {
+        item[0]["ids"][0]: "" if item[-1].next_node(nodes.math) else item[-1].astext()
+        for item in items
+        if item[0]["ids"]
+    }
 
 
 def _may_name(node: nodes.Node) -> bool:
-    """Tell whether links may come into a node: paragraphs of our own, and figures."""
+    """Tell whether links may come into a node: our own paragraphs, and raw outputs with text."""
     if isinstance(node, nodes.paragraph):
         return not (isinstance(node.parent, nodes.citation) or _inside(node, "index"))
     return isinstance(node, nodes.raw) and bool(re.search("</figcaption>|</p>", node.astext()))
+
+
+def _link_page(app: Sphinx, doctree: nodes.document, name: str) -> None:
+    page = _Page(app, name)
+    for node in list(doctree.findall(_may_name)):
+        if isinstance(node, nodes.paragraph):
+            page.link_paragraph(node)
+        else:
+            html = page.link_output(node.astext())
+            node.replace_self(nodes.raw("", html, **node.attributes))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
