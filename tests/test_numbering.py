@@ -256,3 +256,8 @@ def test_a_documents_equation_is_told_from_ours(path):
     for block in re.split(r"\n\n|\n\* - ", prose):
         named = re.search(r"\b[Ee]qs?\. \d", block)
         assert not named or re.search(owner, block, flags=re.I), block.strip("\0 \n")[:200]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.stem)
+def test_a_chapters_number_is_that_of_its_title(path):
+    assert re.findall(r"[Cc]hapters? 0\d", mentions.masked(path.read_text(encoding="utf-8"))) == []
