@@ -1,5 +1,7 @@
 """DEC, IDEC and StatDEC on small data: what each trains, what it keeps, how it fails."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,38 @@ def test_idec_keeps_a_decoder_that_works_and_dec_does_not(shared):
     assert errors[IDEC] < 0.5 * errors[DEC]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_one_batch_an_epoch_renews_alike(method, shared):
+    """With all points in one batch, a target of the batch is that of the epoch."""
+    whole = SMALL | {"batch_size": len(X), "lr": 0.01, "tol": 0.0, "autoencoder": shared}
+    epoch, batch = (method(renewal=r, **whole).fit(X) for r in ("epoch", "batch"))
+    np.testing.assert_allclose(batch.transform(X), epoch.transform(X), atol=1e-4)
+    apart = [method(renewal=r, **whole | {"batch_size": 32}).fit(X) for r in ("epoch", "batch")]
+    assert not np.allclose(apart[0].transform(X), apart[1].transform(X), atol=1e-3)
+
+
+def test_a_batch_makes_its_own_target(shared):
+    """The loss and its gradient against DEC's formulas in numpy, whatever the epoch's target is."""
+    network = copy.deepcopy(shared)
+    network.centres = torch.nn.Parameter(torch.tensor([[0.0, 1], [2, 0], [-1, -1]]))
+    x = torch.tensor(X[::9] / np.sqrt((X**2).mean()), dtype=torch.float32)
+    wrong = torch.full((len(x), 3), 1 / 3)
+    labels = torch.zeros(len(x), dtype=torch.long)
+    found = DEC(renewal="batch", **SMALL)._step(network, (x, wrong, labels), None)["loss"]
+    found.backward()
+
+    difference = network.encoder(x).detach().double().numpy()[:, None] - np.array(
+        [[0.0, 1], [2, 0], [-1, -1]]
+    )
+    kernel = 1 / (1 + (difference**2).sum(2))
+    q = kernel / kernel.sum(1, keepdims=True)
+    p = q**2 / q.sum(0)
+    p /= p.sum(1, keepdims=True)
+    np.testing.assert_allclose(found.item(), (p * np.log(p / q)).sum(1).mean(), rtol=1e-4)
+    pull = -2 * ((kernel * (p - q))[:, :, None] * difference).mean(0)
+    np.testing.assert_allclose(network.centres.grad, pull, rtol=1e-3, atol=1e-6)
+
+
 def test_weights_of_the_targets():
     q = torch.tensor([[0.8, 0.2], [0.6, 0.4], [0.1, 0.9]])
     weights = {t: StatDEC(target=t)._weight(q) for t in ("frequency", "equal", "members")}
@@ -118,7 +152,8 @@ def test_callback_sees_each_target():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"n_clusters": 0}, "n_clusters"), ({"n_clusters": 121}, "n_samples=120"),
-     ({"lr": 0.0}, "lr"), ({"epochs": 0}, "epochs"), ({"tol": -1.0}, "tol")],
+     ({"lr": 0.0}, "lr"), ({"epochs": 0}, "epochs"), ({"tol": -1.0}, "tol"),
+     ({"renewal": "step"}, "renewal")],
 )  # fmt: skip
 def test_refusals(method, changed, message):
     with pytest.raises(ValueError, match=message):
@@ -133,6 +168,7 @@ def test_own_refusals():
         DEC(**SMALL).fit(np.where(X[3, 1] == X, np.nan, X))
 
 
+@pytest.mark.parametrize("renewal", ["epoch", "batch"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "degenerate",
@@ -140,9 +176,9 @@ def test_own_refusals():
     ids=["identical", "zeros", "two distinct points, three clusters"],
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_degenerate_data_give_finite_answers(method, degenerate):
+def test_degenerate_data_give_finite_answers(method, degenerate, renewal):
     """Fewer distinct points than clusters: equal points share a cluster, nothing is NaN."""
-    model = method(**SMALL).fit(degenerate)
+    model = method(renewal=renewal, **SMALL).fit(degenerate)
     assert np.isfinite(model.transform(degenerate)).all()
     assert np.isfinite(model.history_).all(axis=None)
     np.testing.assert_allclose(model.predict_proba(degenerate).sum(1), 1, atol=1e-6)
@@ -169,11 +205,12 @@ def test_a_cluster_without_members_stays_a_cluster(method, shared):
     assert np.isfinite(model.predict_proba(X)).all() and np.isfinite(model.history_).all(axis=None)
 
 
-def test_an_interrupted_fit_changes_nothing():
+@pytest.mark.parametrize("renewal", ["epoch", "batch"])
+def test_an_interrupted_fit_changes_nothing(renewal):
     def stop(epoch, labels):
         raise KeyboardInterrupt
 
-    model = DEC(**SMALL)
+    model = DEC(renewal=renewal, **SMALL)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, callback=stop)
     with pytest.raises(NotFittedError):
@@ -184,9 +221,10 @@ def test_an_interrupted_fit_changes_nothing():
     np.testing.assert_array_equal(model.predict_proba(X), before)
 
 
+@pytest.mark.parametrize("renewal", ["epoch", "batch"])
 @pytest.mark.parametrize("method", METHODS)
-def test_same_seed_same_fit_in_any_unit(method):
-    first, again, tiny = (method(**SMALL).fit(x) for x in (X, X.copy(), 1e-9 * X))
+def test_same_seed_same_fit_in_any_unit(method, renewal):
+    first, again, tiny = (method(renewal=renewal, **SMALL).fit(x) for x in (X, X.copy(), 1e-9 * X))
     np.testing.assert_array_equal(first.transform(X), again.transform(X))
     assert adjusted_rand_score(first.labels_, tiny.labels_) == 1
     assert clone(first).get_params() == first.get_params()
@@ -200,6 +238,7 @@ def test_mirrored_widths():
 
 @parametrize_with_checks(
     [m(**SMALL | {"n_clusters": 2, "pretrain_epochs": 20, "epochs": 4}) for m in METHODS]
+    + [DEC(renewal="batch", **SMALL | {"n_clusters": 2, "pretrain_epochs": 20, "epochs": 4})]
 )
 def test_scikit_learn(estimator, check):
     check(estimator)
