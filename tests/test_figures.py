@@ -189,6 +189,16 @@ def test_scrubber_shows_its_last_frame_without_a_script():
     assert "http" not in markup
 
 
+@pytest.mark.parametrize(("first", "shown"), [(0, 0), (1, 1), (-2, 1)])
+def test_scrubber_opens_on_the_frame_that_is_asked_for(first, shown):
+    markup = figures.scrubber_html([cloud(9, i) for i in range(3)], "abc", alt="Move", first=first)
+    stage, bar = list(parsed(markup))[:2]
+    hidden = ["visibility:hidden" in svg.get("style") for svg in stage.findall("svg[@aria-hidden]")]
+    assert hidden == [i != shown for i in range(3)]
+    assert bar.find("input").get("value") == str(shown)
+    assert bar.find("output").text == bar.find("input").get("aria-valuetext") == "abc"[shown]
+
+
 def test_scrubber_shares_its_letters():
     one = figures.scrubber_html([cloud(9)], ["a"], alt="Move")
     four = figures.scrubber_html([cloud(9) for _ in range(4)], "abcd", alt="Move")
@@ -234,6 +244,8 @@ def test_scrubber_refuses():
         figures.scrubber([curves()], ["a", "b"], alt="One")
     with pytest.raises(ValueError, match="float64"):
         figures.scrubber([np.zeros((4, 4))], ["a"], alt="Floats")
+    with pytest.raises(IndexError):
+        figures.scrubber([curves()], ["a"], alt="One", first=1)
 
 
 @pytest.mark.site

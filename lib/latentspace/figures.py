@@ -172,35 +172,46 @@ def figure_html(fig: Figure, *, alt: str, caption: str = "") -> str:
 
 
 def scrubber(
-    frames: Sequence[Figure | np.ndarray], labels: Sequence[object], *, alt: str, caption: str = ""
+    frames: Sequence[Figure | np.ndarray],
+    labels: Sequence[object],
+    *,
+    alt: str,
+    caption: str = "",
+    first: int = -1,
 ) -> None:
     """Display frames one at a time, with a slider and a play button; figures are closed.
-
-    Without JavaScript the last frame shows.
 
     Parameters
     ----------
     frames : figures, or uint8 arrays (H, W) or (H, W, 3), all of one size.
     labels : what the slider says at each frame, for instance "epoch 10".
     alt, caption : as in `show`.
+    first : index of the frame that shows at first, and without JavaScript: the last by default.
 
     Raises
     ------
     ValueError : `alt` is empty, there is no frame, or not one label a frame.
+    IndexError : there is no frame `first`.
     """
-    _display(scrubber_html(frames, labels, alt=alt, caption=caption), alt)
+    _display(scrubber_html(frames, labels, alt=alt, caption=caption, first=first), alt)
     for frame in frames:
         if isinstance(frame, Figure):
             plt.close(frame)
 
 
 def scrubber_html(
-    frames: Sequence[Figure | np.ndarray], labels: Sequence[object], *, alt: str, caption: str = ""
+    frames: Sequence[Figure | np.ndarray],
+    labels: Sequence[object],
+    *,
+    alt: str,
+    caption: str = "",
+    first: int = -1,
 ) -> str:
     """Return what `scrubber` displays; its length is the animation's size in bytes."""
     _require_alt(alt)
     if len(frames) == 0 or len(frames) != len(labels):
         raise ValueError(f"{len(frames)} frames need as many labels, not {len(labels)}")
+    shown = range(len(frames))[first]
     dpi = _scrubber_dpi(frames)
     drawings = [
         svg.of_figure(frame, dpi, INK) if isinstance(frame, Figure) else svg.of_array(frame)
@@ -211,7 +222,7 @@ def scrubber_html(
     for i, drawing in enumerate(drawings):
         drawing.set("aria-hidden", "true")
         drawing.set("style", drawing.get("style") + ";grid-area:1/1")
-        if i < len(drawings) - 1:
+        if i != shown:
             drawing.set("style", drawing.get("style") + ";visibility:hidden")
         for clip in drawing.iter("clipPath"):  # one for all, it must not hide with the first
             clip.set("style", "visibility:visible")
@@ -222,7 +233,8 @@ def scrubber_html(
         frames="".join(map(svg.markup, drawings)),
         labels=html.escape("\n".join(map(str, labels))).replace("\n", "&#10;"),
         last=last,
-        label=texts[last],
+        shown=shown,
+        label=texts[shown],
         pause=min(400, max(80, 6000 // len(drawings))),
         root=root,
     )
@@ -237,7 +249,7 @@ _SCRUBBER = """\
 margin:.3em auto" data-labels="{labels}">
 <button type="button" style="flex:none;width:5em;padding:.2em 0;font:inherit;color:inherit;\
 background:none;border:1px solid currentColor;border-radius:.3em;cursor:pointer">Play</button>
-<input type="range" min="0" max="{last}" value="{last}" aria-label="Frame" \
+<input type="range" min="0" max="{last}" value="{shown}" aria-label="Frame" \
 aria-valuetext="{label}" style="flex:1;min-width:5em;accent-color:#2e71e3"/>
 <output style="flex:none;min-width:6em;font-variant-numeric:tabular-nums">{label}</output>
 </div>
@@ -246,7 +258,7 @@ const root = document.currentScript?.closest("figure") ?? document.getElementByI
 const [stage, bar] = root.children, [button, slider, text] = bar.children;
 const frames = stage.querySelectorAll(":scope > svg[aria-hidden]");
 const labels = bar.dataset.labels.split("\\n");
-let shown = {last}, timer = null;
+let shown = {shown}, timer = null;
 const go = i => {{
   frames[shown].style.visibility = "hidden";
   frames[shown = i].style.visibility = "visible";
