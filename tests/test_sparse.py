@@ -44,6 +44,14 @@ class TestDispatch:
         assert calls == [(0, [1, 3, 4]), (2, [0, 2, 5])]
         assert torch.equal(found, x)
 
+    @pytest.mark.parametrize("n", [1, 5])
+    def test_rows_of_one_path_are_neither_sorted_nor_copied(self, n):
+        x, seen = torch.arange(4.0 * n).view(n, 4), []
+        paths = [None, lambda rows: seen.append(rows) or -rows]
+        found = dispatch(x, torch.ones(n, dtype=torch.long), paths)
+        assert [rows.data_ptr() for rows in seen] == [x.data_ptr()]
+        assert torch.equal(found, -x)
+
     def test_bad_input(self):
         x = torch.zeros(2, 4)
         for chosen in ([0], [0, 3], [-1, 0]):

@@ -37,8 +37,11 @@ def dispatch(x: Tensor, chosen: Tensor, paths: Sequence[Callable[[Tensor], Tenso
     """
     if chosen.shape != x.shape[:1] or len(x) == 0:
         raise ValueError(f"choices {tuple(chosen.shape)} for {len(x)} rows; need one or more")
-    if not 0 <= int(chosen.min()) <= int(chosen.max()) < len(paths):
+    picked = chosen.tolist()
+    if not 0 <= min(picked) <= max(picked) < len(paths):
         raise ValueError(f"choices must lie in 0 .. {len(paths) - 1}")
+    if min(picked) == max(picked):  # as with a single image: nothing to sort, nothing to copy
+        return paths[picked[0]](x)
     order = chosen.argsort(stable=True)
     shares = x[order].split(chosen.bincount(minlength=len(paths)).tolist())
     done = [path(part) for path, part in zip(paths, shares, strict=True) if len(part)]
