@@ -215,7 +215,7 @@ def test_statdec_on_other_networks(network):
 
 def test_sets_of_the_evidence_of_statdec():
     values = settings("10_imbalanced_clustering_evidence")
-    for key in ("digit_sets", "colour_sets", "network_sets", "balanced_sets", "check_sets"):
+    for key in (key for key in values if key.endswith("_sets")):
         for name, split in (case.split(", ")[0].split("/") for case in values[key]):
             assert split in SETS[name].splits
     pairs = [pair.split(" to ") for pair in values["transfer_pairs"]]
