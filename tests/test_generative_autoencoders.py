@@ -10,6 +10,7 @@ from latentspace.estimators import initial_weights
 from latentspace.generative_autoencoders import (
     KINDS,
     gentle_views,
+    mirrored_views,
     objective,
     paint,
     train_autoencoder,
@@ -135,6 +136,17 @@ def test_gentle_views_are_small_changes():
     centre = (seen.mean(2).squeeze(1) * places).sum(1) / seen.mean(2).squeeze(1).sum(1)
     assert 1.2 < float(centre.abs().max()) <= 1.8  # a tenth of 16 pixels, and its scaling
     assert float((seen - x).abs().mean()) < 0.1
+
+
+def test_half_of_the_mirrored_views_are_mirrored():
+    x = torch.zeros(400, 3, 16, 16)
+    x[:, :, :, :8] = 1  # bright on the left; a mirrored one is bright on the right
+    seen = mirrored_views(x, torch.Generator().manual_seed(0))
+    left = seen[:, :, :, :8].sum((1, 2, 3)) > seen[:, :, :, 8:].sum((1, 2, 3))
+    assert 160 < int(left.sum()) < 240  # 4 standard deviations
+    plain = gentle_views(x, torch.Generator().manual_seed(0))
+    assert torch.equal(seen[left], plain[left])
+    assert torch.equal(seen[~left], plain[~left].flip(3))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 6, 9), (3, 32, 32)])

@@ -20,7 +20,7 @@ from latentspace.cluster_gates import use_posteriors
 from latentspace.data.sources import SETS
 from latentspace.deepdpm import DeepDPM
 from latentspace.deepkde import DeepKDE
-from latentspace.generative_autoencoders import train_autoencoder
+from latentspace.generative_autoencoders import KINDS, mirrored_views, train_autoencoder
 from latentspace.images import random_affine, random_shift
 from latentspace.maximize import maximize
 from latentspace.mixture_of_experts import MixtureOfExperts
@@ -37,10 +37,11 @@ from latentspace.training import fit
 PARAMS = chapters.NOTEBOOKS / "params"
 # What a set's images are: channels and size. A chapter looks at the data; this must not.
 SHAPE = {"fashion-mnist": (1, 28), "mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
-         "stl10": (3, 96)}  # fmt: skip
+         "stl10": (3, 96), "usps": (1, 16), "coil20": (1, 32)}  # fmt: skip
 TESTED = {"02_deepkde", "03_multipath_routing", "04_reading_gates", "05_neural_mixtures",
           "06_clustering_images", "06_clustering_images_evidence", "07_regularised_gates",
-          "08_noise_and_latent_size", "09_mixture_of_experts", "10_imbalanced_clustering",
+          "08_noise_and_latent_size", "08_noise_and_latent_size_evidence",
+          "09_mixture_of_experts", "10_imbalanced_clustering",
           "10_imbalanced_clustering_evidence", "11_swapped_predictions",
           "12_unknown_k"}  # fmt: skip
 WITHOUT_A_NETWORK = {"01_measuring_clusters"}
@@ -193,6 +194,24 @@ def test_noise_and_latent_size():
         assert np.isfinite(history.loc[0]).all()
         assert network(x).shape == (4, units)
         assert network.mean.in_features == 2 * 2 * 8 * values["filters"]
+
+
+def test_noise_evidence():
+    """One batch of each kind on each set at the thesis's widths and depth."""
+    values = settings("08_noise_and_latent_size_evidence")
+    assert values["parts"].keys() == values["compared"].keys() == values["routed"].keys()
+    lr, filters = values["pipeline"]["lr"], values["pipeline"]["filters"]
+    for number, (name, splits) in enumerate(values["parts"].items()):
+        assert set(splits) <= set(SETS[name].splits)
+        channels, side = SHAPE[name]
+        x = torch.rand(3, channels, side, side)
+        network, history = train_autoencoder(
+            x, 100, list(KINDS)[number], filters=filters, epochs=1, lr=lr, device="cpu",
+            likelihood="gaussian", views=mirrored_views,
+        )  # fmt: skip
+        assert np.isfinite(history.loc[0]).all()
+        wide = 2 ** (side - 1).bit_length()  # filters of the first block: the side, as padded
+        assert network.mean.in_features == 2 * 2 * wide * wide // 4
 
 
 def test_statdec_on_colour_images():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from latentspace import pretraining
-from latentspace.generative_autoencoders import gentle_views, train_autoencoder
+from latentspace.generative_autoencoders import mirrored_views, train_autoencoder
 from latentspace.latent_size import latent_size
 from latentspace.noise import density_clusters, embed
 from latentspace.pretraining import codes_of, pretrain, trained
@@ -54,10 +54,14 @@ def test_weights_are_kept_by_images_and_settings(home, monkeypatch):
     x = patches()
     first = trained(x, 3, seed=1, **FAST)
     trained(x, 3, "AE", seed=1, **FAST)
-    trained(x, 3, seed=1, views=gentle_views, **FAST)
+    trained(x, 3, seed=1, views=lambda images, generator: images, **FAST)
     assert len(list((home / "weights").iterdir())) == 2
+    mirrored = trained(x, 3, seed=1, views=mirrored_views, **FAST)
     monkeypatch.setattr(pretraining, "train_autoencoder", None)  # whoever trains now fails
     np.testing.assert_array_equal(codes_of(trained(x, 3, seed=1, **FAST), x), codes_of(first, x))
+    again = trained(x, 3, seed=1, views=mirrored_views, **FAST)
+    np.testing.assert_array_equal(codes_of(again, x), codes_of(mirrored, x))
+    assert (codes_of(mirrored, x) != codes_of(first, x)).any()
     for changed in ({"seed": 2}, {"seed": 1, "lr": 0.1}, {"seed": 1, "cache": False}):
         with pytest.raises(TypeError):
             trained(x, 3, **FAST, **changed)

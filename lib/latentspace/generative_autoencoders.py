@@ -26,7 +26,9 @@ from latentspace.variational import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KINDS", "Kind", "gentle_views", "objective", "paint", "train_autoencoder"]
+__all__ = [
+    "KINDS", "Kind", "gentle_views", "mirrored_views", "objective", "paint", "train_autoencoder",
+]  # fmt: skip
 
 
 class Kind(NamedTuple):
@@ -57,6 +59,15 @@ def gentle_views(images: Tensor, generator: torch.Generator) -> Tensor:
     tenth and shifted by up to a tenth of the side; images (n, c, h, w).
     """
     return random_affine(images, generator, degrees=10, scale=(0.9, 1 / 0.9), shift=0.1)
+
+
+def mirrored_views(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The thesis's augmentation of objects and photographs (4.2): `gentle_views`, and each image is
+    mirrored, left to right, with the probability one half; images (n, c, h, w).
+    """
+    seen = gentle_views(images, generator)
+    mirrored = torch.rand(len(seen), 1, 1, 1, generator=generator, device=seen.device) < 0.5
+    return torch.where(mirrored, seen.flip(3), seen)
 
 
 def objective(

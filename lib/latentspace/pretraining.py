@@ -16,7 +16,12 @@ from latentspace import __version__
 from latentspace.data import data_home
 from latentspace.dynamic_autoencoder import DynamicAutoencoder
 from latentspace.files import fingerprint, replacing
-from latentspace.generative_autoencoders import KINDS, train_autoencoder
+from latentspace.generative_autoencoders import (
+    KINDS,
+    gentle_views,
+    mirrored_views,
+    train_autoencoder,
+)
 from latentspace.latent_size import latent_size
 from latentspace.noise import DensityClusters, density_clusters, embed
 from latentspace.training import predict
@@ -111,10 +116,13 @@ def trained(
     """The network of `generative_autoencoders.train_autoencoder`, kept in the data home.
 
     The key is a hash of the images, of all settings and of this library's version; with views of
-    one's own, which have no name, nothing is kept. A damaged file is made anew.
+    one's own, whose name says nothing, nothing is kept. A damaged file is made anew.
     """
-    cache = cache and not callable(settings.get("views"))
-    text = repr((__version__, torch.__version__, latent_dim, kind, sorted(settings.items())))
+    named = dict(settings)
+    if callable(views := settings.get("views")):
+        cache = cache and views in (gentle_views, mirrored_views)
+        named["views"] = getattr(views, "__name__", "")
+    text = repr((__version__, torch.__version__, latent_dim, kind, sorted(named.items())))
     key = fingerprint(images.numpy(), np.frombuffer(text.encode(), np.uint8))
     path = data_home() / "weights" / f"autoencoder-{key}.pt"
     if cache and path.exists():
