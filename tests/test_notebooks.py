@@ -18,6 +18,7 @@ from papermill.parameterize import parameterize_notebook
 
 import chapters
 import contract
+import notebooks
 from chapters import code_cells as code
 from chapters import stored
 from latentspace import runs
@@ -102,6 +103,12 @@ def test_no_cell_changes_a_parameter(name):
     given = set(chapters.parameters(notebook))
     cells = [cell for cell in code(notebook) if "parameters" not in contract.tags(cell)]
     assert [(names, cell.source) for cell in cells if (names := bound(cell.source) & given)] == []
+
+
+@each
+def test_stored_numbers_are_those_of_the_stored_run(name):
+    """Else the scoreboard shows a run that is not on the page, or what somebody wrote by hand."""
+    assert stored(name).metadata[notebooks.KEY]["records"] == notebooks.records(name)
 
 
 @each

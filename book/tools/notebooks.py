@@ -2,11 +2,12 @@
 
 The texts are MyST, the notebooks plain Markdown (see `plain`). A chapter is executed when its code
 differs from the stored notebook's, or was not run to the end. Where only the prose or the set-up
-cell differs, the stored outputs are kept. A notebook keeps a fingerprint of the library that it was
-executed with; where the library has changed since, this says so and leaves the outputs. To run a
-chapter again all the same, delete its notebook first.
+cell differs, the stored outputs are kept. A notebook keeps fingerprints of the library that it was
+executed with and of the numbers that it measured; where the library has changed since, this says so
+and leaves the outputs. To run a chapter again all the same, delete its notebook first.
 """
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -51,7 +52,13 @@ def execute(notebook: NotebookNode, name: str) -> None:
             on_cell_executed=lambda **_: bar.update(),
         ).execute()
     notebook.metadata.language_info = {"name": "python"}  # not this machine's Python version
-    notebook.metadata[KEY] = {"library": library.fingerprint(notebook)}
+    notebook.metadata[KEY] = {"library": library.fingerprint(notebook), "records": records(name)}
+
+
+def records(name: str) -> str:
+    """12 hex characters of the numbers that the published run left in book/results."""
+    path = chapters.ROOT / "book" / "results" / f"{name}.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
 
 
 def age(notebook: NotebookNode) -> str:
