@@ -324,7 +324,7 @@ def test_an_interrupted_fit_leaves_the_estimator_as_it_was(case):
     assert all(vars(fitted)[name] is value for name, value in state.items())
     assert_same(answers(fitted, x), before)
     with pytest.raises(ValueError):
-        fitted.set_params(epochs=0).fit(x, y)
+        fitted.set_params(epochs=-1).fit(x, y)
     assert_same(answers(fitted, x), before)
 
 
