@@ -228,7 +228,7 @@ def test_without_a_checkout_it_says_what_is_missing(tmp_path):
 
 
 def stop(process):
-    """Press Ctrl-C and return what was said; again if it is lost, as on a crowded machine it can be."""
+    """Press Ctrl-C, again if it is lost (on a crowded machine), and return what was said."""
     for _ in range(4):
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
