@@ -227,24 +227,21 @@ def test_without_a_checkout_it_says_what_is_missing(tmp_path):
     assert "git clone" in done.stderr
 
 
-def stop(process):
-    """Press Ctrl-C, again if it is lost (on a crowded machine), and return what was said."""
-    for _ in range(4):
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=30)[1]
-    process.kill()
-    raise AssertionError(f"four signals did not stop it: {process.communicate()}")
+def hears_ctrl_c():
+    """For a child: what a shell starts in the background inherits a deaf ear for it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_stopped_run_says_so_and_no_more(project):
     out = project / "copy.ipynb"
     command = [sys.executable, "-m", "latentspace.course", "run", "01_small", "-p", "wait", "60"]
-    run = subprocess.Popen([*command, "-o", out], cwd=project, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([*command, "-o", out], cwd=project, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=hears_ctrl_c)  # fmt: skip
     while not out.exists() or "completed" not in out.read_text():
         assert run.poll() is None
         time.sleep(0.05)
-    said = stop(run)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
     assert run.returncode == 130
     assert said.endswith("Stopped.\n")
     assert "Traceback" not in said
@@ -375,21 +372,18 @@ def test_sweep_runs_on_a_scheduler(project, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_goes_on(project, how):
-    path = sweep_file(project, "grid: {word: [good, poison], wait: [1.0]}\nseeds: 6")
+    path = sweep_file(project, "grid: {word: [good, poison], wait: [0.5]}\nseeds: 3")
     folder = project / "_build" / "sweeps" / "own"
     command = [sys.executable, "-m", "latentspace.course", "sweep", path, "--jobs", "2"]
     first = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True)  # fmt: skip
+                             text=True, preexec_fn=hears_ctrl_c)  # fmt: skip
     while len(list(folder.glob("*.json"))) < 2:
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
-    if how == signal.SIGINT:
-        said = stop(first)
-    else:
-        first.kill()
-        first.communicate(timeout=60)
+    first.send_signal(how)
+    _, said = first.communicate(timeout=60)
     kept = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.glob("*.json")}
-    assert 2 <= len(kept) < 12
+    assert 2 <= len(kept) < 6
     assert all(json.loads(content) for content, _ in kept.values())
     if how == signal.SIGINT:
         assert first.returncode == 130
@@ -398,9 +392,9 @@ def test_a_stopped_sweep_goes_on(project, how):
 
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "6 done, 6 failed" in done.stdout
+    assert "3 done, 3 failed" in done.stdout
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in kept} == kept
-    assert len(list(folder.glob("*.json"))) == 12
+    assert len(list(folder.glob("*.json"))) == 6
     assert not list(folder.glob(".*"))  # no half-written file
 
 
