@@ -150,6 +150,7 @@ def _read(file: Path) -> torch.Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Extract a folder's features by these command-line arguments; exit status 1 if it cannot."""
     parser = argparse.ArgumentParser(
         prog="python -m latentspace.extract_files",
         description="Features of all images below a folder, one row a file in sorted order.",
