@@ -143,7 +143,7 @@ def writer():
         ("::::{admonition} A\n:::{admonition} B\nb\n:::\n::::",
          "> **A**\n>\n> > **B**\n> >\n> > b"),
         (":::{exercise} One\n:label: ex-02-a\n\nDo it.\n:::",
-         "> **Exercise 2.4 (One)**\n>\n> Do it."),
+         "### Exercise 2.4 (One)\n\nDo it."),
         (":::{list-table} What\n:header-rows: 1\n:widths: 1 2\n\n* - a\n  - b\n* - $|x|$ or\n"
          "    $\\|y\\|$\n  - `p|q`\n:::",
          "**What**\n\n| a | b |\n| --- | --- |\n"

@@ -7,7 +7,7 @@ directives and labels raw. Here each construct that the book uses becomes plain 
     $$ ... $$ (eq-02-js)                  $$ ... \\tag{2.2} $$
     :::{admonition} Title                 a quote that opens with a bold title
     the same with the class dropdown      <details>
-    :::{exercise} Title                   a quote that opens with the exercise's number
+    :::{exercise} Title                   a heading with the exercise's number, and the text
     :::{list-table}                       a table of pipes
     (evi-02-kde)=                         nothing: references lead to the site
 
@@ -185,9 +185,9 @@ class Writer:
         return f"<details>\n<summary><b>{title}</b></summary>\n\n{self.text(body)}\n\n</details>"
 
     def exercise(self, title: str, options: dict[str, str], body: str) -> str:
-        """Return an exercise with its number."""
+        """Return an exercise under a heading with its number, which outlines then show."""
         number = self.target(options["label"], options["label"]).text
-        return _quote(f"{number} ({title})", self.text(body, quoted=True))
+        return f"### {number} ({title})\n\n{self.text(body)}"
 
     def table(self, title: str, options: dict[str, str], body: str) -> str:
         """Return a table of lists as one of pipes, under its title."""
