@@ -1,4 +1,4 @@
-"""One thread a process, this checkout's library in each, and which tests share a process.
+"""One thread and one seed, this checkout's library in each process, and which tests share one.
 
 Several threads would wait for each other in operations as small as the tests', and two processes
 share the cores (`make check`, `make test`). The variables must stand before numpy and torch are
@@ -6,7 +6,9 @@ imported; processes that a test starts inherit them.
 """
 
 import os
+import random
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ else:  # on a busy machine an example takes as long as it takes
 LIBRARY = str(Path(__file__).resolve().parents[1] / "lib")
 PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 os.environ["PYTHONPATH"] = os.pathsep.join([LIBRARY, *(path for path in PATHS if path != LIBRARY)])
+
+
+@pytest.fixture(autouse=True)
+def one_seed() -> None:
+    """Give each test the same global random state, whatever its process ran before."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

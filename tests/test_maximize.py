@@ -95,7 +95,8 @@ class TestMaximize:
         assert not found.any()
 
     def test_same_seed_same_picture(self):
-        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        # Rectified units may all be off at the grey start, and then no seed changes anything.
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
         start = torch.full((3, 1, 8, 8), 0.5)
         score = unit_score(net, [0, 1, 2])
         first, again, other = (
