@@ -46,6 +46,11 @@ EVIDENCE = """\
 $$ c
 $$ (eq-03-proof)
 
+```{code-cell} ipython3
+show(fig, caption="Figure 3.E1. "
+    "Proof.")
+```
+
 (evi-03-end)=
 :::{admonition} Provenance
 A laptop.
@@ -94,6 +99,7 @@ def test_a_small_book(small):
     }
     assert {key: target.href for key, target in book.names.items()} == {
         ("figure", "3.1"): "notebooks/03_routes.html#figure-3-1",
+        ("figure", "3.E1"): "notebooks/03_routes_evidence.html#figure-3-e1",
         ("table", "3.1"): "notebooks/03_routes.html#table-3-1",
         ("exercise", "3.1"): "notebooks/03_routes.html#ex-03-first",
         ("chapter", "3"): "notebooks/03_routes.html",
@@ -148,18 +154,18 @@ def captions(name):
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             html = "".join(output.get("data", {}).get("text/html", ""))
-            yield from re.findall(r"<figcaption[^>]*>\s*Figure (\d+\.\d+)", html)
+            yield from re.findall(r"<figcaption[^>]*>\s*Figure (\d+\.E?\d+)", html)
 
 
-@pytest.mark.parametrize("name", chapters.lessons())
+@pytest.mark.parametrize("name", chapters.names())
 def test_figures_are_those_of_the_outputs_and_numbered_in_order(book, name):
-    number = int(name[:2])
+    number, letter = int(name[:2]), "E" if chapters.is_evidence(name) else ""
     shown = [caption for caption in captions(name) if caption.split(".")[0] == str(number)]
-    assert shown == [f"{number}.{i}" for i in range(1, len(shown) + 1)]
+    assert shown == [f"{number}.{letter}{i}" for i in range(1, len(shown) + 1)]
     page = f"notebooks/{name}"
     for kind in ("figure", "table"):
         found = [n for (k, n), target in book.names.items() if (k, target.page) == (kind, page)]
-        assert found == [f"{number}.{i}" for i in range(1, len(found) + 1)]
+        assert found == [f"{number}.{letter}{i}" for i in range(1, len(found) + 1)]
         assert kind == "table" or found == shown
 
 
@@ -174,6 +180,7 @@ BOOK = numbering.Book(
             ("evidence", "2", "notebooks/02_a_evidence"),
             ("figure", "2.4", "notebooks/02_a"),
             ("figure", "2.5", "notebooks/02_a"),
+            ("figure", "2.E1", "notebooks/02_a_evidence"),
             ("figure", "3.6", "notebooks/03_b"),
             ("table", "2.1", "notebooks/02_a"),
             ("exercise", "2.4", "notebooks/02_a"),
@@ -209,6 +216,8 @@ BOOK = numbering.Book(
         ("chapters 2 and 3 of {cite:t}`santos`", "book/intro", []),
         ("In Figure 2.4 (Table 2.1)", "notebooks/02_a", ["Figure 2.4", "Table 2.1"]),
         ("Figures 2.4 and 2.5.", "notebooks/02_a_evidence", ["Figures 2.4", "2.5"]),
+        ("Figure 2.E1, Figures 2.4 and 2.E1", "notebooks/02_a_evidence",
+         ["Figure 2.E1", "Figures 2.4", "2.E1"]),
         ("Figure 2.4 on another page", "notebooks/03_b", []),
         ("chapter 2's Figure 2.4", "notebooks/03_b", ["chapter 2", "Figure 2.4"]),
         ("the lesson’s Figure 2.4", "notebooks/02_a_evidence", ["Figure 2.4"]),

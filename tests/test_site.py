@@ -203,7 +203,8 @@ WORDS = """() => [...document.querySelectorAll("article :is(p, figcaption)")].fi
         part => part.replaceWith("*"));
     return copy.textContent;
 })"""
-NAMES = r"\b[A-Z]\d{1,2}\b(?![.-]?\w)|\b(?:[Cc]hapters?|Figures?|Tables?|Exercises?) \d+(?:\.\d+)?"
+KINDS = "[Cc]hapters?|Figures?|Tables?|Exercises?"
+NAMES = rf"\b[A-Z]\d{{1,2}}\b(?![.-]?\w)|\b(?:{KINDS}) \d+(?:\.E?\d+)?"
 THEIRS = r"(?:\*|['’]s?|its|Its|thesis[,:]|of the|ch\.) $"
 
 

@@ -48,7 +48,7 @@ class _Page:
 
         Both are empty if it names none of this page.
         """
-        name = re.match(r"[\s*]*(Figure|Table) (\d+)\.(\d+)\b", text)
+        name = re.match(r"[\s*]*(Figure|Table) (\d+)\.(E?\d+)\b", text)
         anchor = "-".join(name.groups()).lower() if name else ""
         return (anchor, name.end()) if name and anchor in self.anchors else ("", 0)
 

@@ -28,10 +28,10 @@ GLOSSARY = "book/glossary"
 HIDDEN = "\0"  # stands where a text has formulas, code, links: what is not searched
 CITED = "\1"  # and this where it cites
 
-NUMBER = r"\d+(?:\.\d+)?"
+NUMBER = r"\d+(?:\.E?\d+)?"
 LIST = rf"{NUMBER}(?:(?:,\s+{NUMBER})*,?\s+(?:and|or|to)\s+{NUMBER})?"
 NAMED = re.compile(
-    rf"\b(chapter|lesson|evidence|figure|table|exercise)s?\s+({LIST})(?!\w|\.\d)", flags=re.I
+    rf"\b(chapter|lesson|evidence|figure|table|exercise)s?\s+({LIST})(?!\w|\.E?\d)", flags=re.I
 )
 ERRATUM = re.compile(r"(?<![\w.$/-])[A-Z]\d{1,2}(?![\w/-]|\.\d)")
 OURS = re.compile(r"\b(?:chapter|lesson|evidence)(?:\s+0?(\d+))?['’]s\s+$", flags=re.I)

@@ -10,8 +10,8 @@ each stands: one reading of the texts, for the site and for the notebooks alike.
 An equation's number is its chapter's and its place among the equations that have a label: (2.7)
 in the lesson, (2.E7) in the evidence, where E says on which of the two pages it is, so that an
 equation more in a lesson changes no number of its evidence. Exercises are numbered the same way.
-Figures and tables carry numbers in their captions, written by hand, and errata in their titles.
-Which words of a text are mentions of these is `mentions`' part.
+Figures and tables carry such numbers in their captions, errata in their titles, all written by
+hand. Which words of a text are mentions of these is `mentions`' part.
 """
 
 import re
@@ -69,8 +69,8 @@ EQUATION = re.compile(r"^[ \t>]*\$\$[ \t]*\(([\w-]+)\)[ \t]*$")
 EXERCISE = re.compile(r"^:{3,}\{exercise\}[ \t]*(.*?)[ \t]*\n:label:[ \t]*([\w-]+)[ \t]*$", re.M)
 LABEL = re.compile(r"^\(([\w-]+)\)=[ \t]*\n+(?:#+|:{3,}\{\w+\})[ \t]+(.*?)[ \t]*$", re.M)
 ERRATUM = re.compile(r"([A-Z]\d+): (.*)")
-FIGURE = re.compile(r"""\bcaption=\(?\s*[fr]*["']Figure (\d+)\.(\d+)\b""")
-TABLE = re.compile(r"^\*\*Table (\d+)\.(\d+)\b", re.M)
+FIGURE = re.compile(r"""\bcaption=\(?\s*[fr]*["']Figure (\d+)\.(E?\d+)\b""")
+TABLE = re.compile(r"^\*\*Table (\d+)\.(E?\d+)\b", re.M)
 GLOSSARY = re.compile(r"^(:{3,})\{glossary\}[^\n]*\n(.*?)^\1[ \t]*$", re.M | re.S)
 
 
@@ -102,7 +102,7 @@ def _chapter(name: str, text: str) -> Iterator[tuple[str, Target]]:
             if block.code == (kind == "figure"):
                 for major, minor in pattern.findall(block.text):
                     if int(major) == chapter:
-                        anchor = f"{kind}-{major}-{minor}"
+                        anchor = f"{kind}-{major}-{minor}".lower()
                         yield "", Target(kind, f"{major}.{minor}", page, anchor, "")
         if block.code:
             continue
