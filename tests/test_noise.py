@@ -155,6 +155,14 @@ def test_softest_takes_the_largest_share():
     assert refused_to_softest(found).tolist() == [0, 1, 1, 1]
 
 
+def test_one_cluster_gets_all_refused():
+    n = len(POINTS)
+    labels = np.where(np.arange(n) < 100, 0, -1)
+    found = DensityClusters(labels, np.zeros(n), np.ones((n, 1)), np.ones(1))
+    assert (refused_to_nearest(POINTS, found) == 0).all()
+    assert (refused_to_softest(found) == 0).all()
+
+
 # --- UMAP -----------------------------------------------------------------------------------------
 
 CODES = np.hstack([BLOBS, RNG.normal(size=(310, 3))])

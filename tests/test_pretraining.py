@@ -78,6 +78,22 @@ def test_a_damaged_file_is_made_anew(home):
     assert path.stat().st_size > 1_000
 
 
-def test_images_without_structure_have_no_codes_to_count():
-    with pytest.raises(ValueError):
-        pretrain(torch.full((20, 1, 8, 8), 2.0), **FAST)
+@pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
+def test_constant_images_have_no_codes_to_count(grey):
+    with pytest.raises(ValueError, match="do not vary"):
+        pretrain(torch.full((20, 1, 8, 8), grey), wide_dim=9, wide_epochs=1, **FAST)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 11), (3, 12, 9)])
+def test_sides_that_are_no_powers_of_two_and_colours(shape):
+    x = torch.rand(60, *shape, generator=torch.Generator().manual_seed(0))
+    done = pretrain(x, latent_dim=3, umap=False, **FAST)
+    assert done.codes.shape == (60, 3) and np.isfinite(done.codes).all()
+    assert done.network.decode(torch.zeros(1, 3)).shape == (1, *shape)
+
+
+def test_images_that_are_all_refused():
+    """Images of one kind, and fewer images than a smallest cluster holds, make no cluster."""
+    for n in (3, 60):
+        done = pretrain(patches(n)[:1].expand(n, -1, -1, -1), latent_dim=3, umap=False, **FAST)
+        assert done.found.n_clusters == 0 and done.found.noise.all()
