@@ -3,12 +3,13 @@
 The texts are MyST, the notebooks plain Markdown (see `plain`). A chapter is executed when its code
 differs from the stored notebook's, or was not run to the end. Where only the prose or the set-up
 cell differs, the stored outputs are kept. A notebook keeps fingerprints of the library that it was
-executed with and of the numbers that it measured; where the library has changed since, this says so
-and leaves the outputs. To run a chapter again all the same, delete its notebook first.
+executed with and of the numbers that it measured, and the minutes that its run took of a processor;
+where the library has changed since, this says so and leaves the outputs. To run a chapter again all the same, delete its notebook first.
 """
 
 import hashlib
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def renew_setup(name: str) -> None:
 
 def execute(notebook: NotebookNode, name: str) -> None:
     """Run the notebook in place, in the notebooks' folder, with one bar for its code cells."""
+    before = _seconds()
     with (
         tqdm(total=len(chapters.code_cells(notebook)), desc=name, unit="cell") as bar,
         kernels.sockets() as config,
@@ -52,7 +54,17 @@ def execute(notebook: NotebookNode, name: str) -> None:
             on_cell_executed=lambda **_: bar.update(),
         ).execute()
     notebook.metadata.language_info = {"name": "python"}  # not this machine's Python version
-    notebook.metadata[KEY] = {"library": library.fingerprint(notebook), "records": records(name)}
+    notebook.metadata[KEY] = {
+        "library": library.fingerprint(notebook),
+        "records": records(name),
+        "minutes": round((_seconds() - before) / 60, 2),
+    }
+
+
+def _seconds() -> float:
+    """The processor's seconds in the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def records(name: str) -> str:
