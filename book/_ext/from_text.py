@@ -25,9 +25,14 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
     name = page.removeprefix(FOLDER)
     app.env.note_dependency(str(chapters.TEXTS / f"{name}.md"))
     try:
-        source[0] = nbformat.writes(chapters.executed(name))
+        notebook = chapters.executed(name)
     except ValueError as error:
         raise ExtensionError(str(error)) from error
+    for cell in notebook.cells:
+        if "solution" in cell.metadata.get("tags", ()):
+            cell.metadata["mystnb"] = {"code_prompt_show": "Solution: show the code",
+                                       "code_prompt_hide": "Solution: hide the code"}  # fmt: skip
+    source[0] = nbformat.writes(notebook)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

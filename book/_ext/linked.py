@@ -80,7 +80,7 @@ class _Page:
             target = mention.target
             yield nodes.Text(text[done:first])
             link = nodes.reference("", text[first:last], internal=True, refuri=self.address(target))
-            link["classes"] += ["mention", target.kind]
+            link["classes"] += ["mention", f"to-{target.kind}"]
             if tip := meanings(self.app.env).get(target.anchor, target.title):
                 link["reftitle"] = tip
             yield link
@@ -110,7 +110,7 @@ class _Page:
             if mention.start >= done:
                 href, kind = escape(self.address(mention.target)), mention.target.kind
                 words = text[mention.start : mention.end]
-                link = f'<a class="reference internal mention {kind}" href="{href}">{words}</a>'
+                link = f'<a class="reference internal mention to-{kind}" href="{href}">{words}</a>'
                 parts += [text[done : mention.start], link]
                 done = mention.end
         return "".join([*parts, text[done:]])

@@ -325,7 +325,7 @@ def _number(value: float, digits: int = 4) -> str:
 def _mean_and_std(mean: float, std: float | None) -> str:
     if std is None:
         return _number(mean)
-    if std == 0:
+    if std <= 1e-12 * abs(mean):  # what rounding leaves of equal numbers
         return f"{_number(mean)} ± 0"
     decimals = max(0, 1 - math.floor(math.log10(std)))
     if decimals > 6:
