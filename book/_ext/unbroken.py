@@ -1,7 +1,7 @@
 """Small typography that the texts leave to the page, in prose, captions and tables.
 
-"0.45 ± 0.01", "16 %" and a formula with its comma stay on one line, a hyphen before a number becomes
-a minus sign, and a table's columns of plain numbers are marked, so that digits stand under digits.
+"0.45 ± 0.01", "16 %" and a formula with its comma stay on one line, a hyphen before a number
+becomes a minus sign, and a table's columns of plain numbers are marked: digits under digits.
 """
 
 import re
