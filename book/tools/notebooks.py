@@ -4,7 +4,8 @@ The texts are MyST, the notebooks plain Markdown (see `plain`). A chapter is exe
 differs from the stored notebook's, or was not run to the end. Where only the prose or the set-up
 cell differs, the stored outputs are kept. A notebook keeps fingerprints of the library that it was
 executed with and of the numbers that it measured, and the minutes that its run took of a processor;
-where the library has changed since, this says so and leaves the outputs. To run a chapter again all the same, delete its notebook first.
+where the library has changed since, this says so and leaves the outputs. To run a chapter again all
+the same, delete its notebook first.
 """
 
 import hashlib
