@@ -44,6 +44,10 @@ def test_only_columns_of_like_numbers_are_marked():
     assert re.sub(r' class="number"', "", html).count("<") == FRAME.count("<")
 
 
+def test_what_is_not_a_number_is_left_out():
+    assert "nan" not in unbroken.of_output(FRAME.replace("12.25", "nan"))
+
+
 def test_a_cell_that_spans_columns_stays():
     html = FRAME.replace("<th>n</th><th>loss</th>", '<th colspan="2">both</th>')
     assert '<th colspan="2">both</th><th>ours</th>' in unbroken.of_output(html)

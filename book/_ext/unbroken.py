@@ -34,7 +34,8 @@ def _alike(cells: list[str]) -> bool:
 
 def _table(table: re.Match[str]) -> str:
     """A data frame with its numbers kept together, and its columns of plain numbers marked."""
-    html = re.sub(r"<td[^>]*>[^<]*(?=</td>)", lambda cell: unbroken(cell[0]), table[0])
+    html = re.sub(r"(?<=<td>)(?:nan|NaN|None)(?=</td>)", "", table[0])
+    html = re.sub(r"<td[^>]*>[^<]*(?=</td>)", lambda cell: unbroken(cell[0]), html)
     head, _, body = html.partition("<tbody>")
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.S) for row in body.split("</tr>")]
     columns = list(zip(*filter(None, rows), strict=False))
