@@ -148,19 +148,42 @@ def test_every_chapter_can_be_listed(capsys):
     assert [name for name in chapters.lessons() if f"{name}: Chapter" not in out] == []
 
 
+@pytest.mark.parametrize(
+    ("printed", "said", "minutes"),
+    [
+        ("2.5 minutes of computing, 3.1 by the clock", "The run takes five minutes.", "2.5"),
+        ("9 numbers, 0.4 CPU minutes", "", "0.4"),
+        ("", "The run takes about five minutes of computing.", "5"),
+        ("", "", "-"),
+    ],
+)
+def test_minutes_are_those_printed_else_those_said(project, printed, said, minutes):
+    output = nbformat.v4.new_output("stream", text=printed)
+    cells = [nbformat.v4.new_markdown_cell(said), nbformat.v4.new_code_cell("", outputs=[output])]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbformat.write(notebook, project / "notebooks" / "01_small.ipynb")
+    assert chapters.minutes("01_small") == minutes
+
+
 # Runs
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["01_smal"], "There is no chapter"),
+        (["01_smal"], "There is no chapter '01_smal'. Did you mean 01_small?"),
+        (["1"], "Did you mean 01_small?"),
+        (["notebooks/01_small.ipynb"], "Did you mean 01_small?"),
+        (["zzz"], "They are: 01_small"),
         (["01_small", "-p", "rat", "1"], "did you mean 'rate'"),
-        (["01_small", "-p", "rate", "x"], "its default is 0.5"),
+        (["01_small", "-p", "x", "1", "-p", "y", "1"], "unknown parameter 'x', 'y'; there are word"),
+        (["01_small", "-p", "rate", "x"], "it takes float (its default is 0.5)"),
         (["01_small", "-p", "rate", "1", "-p", "rate", "2"], "twice"),
         (["01_small", "-p", "sizes", "[1]"], "its default is [[1, 2], [3]]"),
         (["01_small", "-f", "none.yaml"], "no parameter file"),
         (["01_small", "-p", "rate"], "requires 2 arguments"),
+        (["01_small", "-p", "rate=1"], "A value is given as -p NAME VALUE"),
+        (["01_small", "rate=1"], "A value is given as -p NAME VALUE"),
         (["-p", "rate", "1"], "which chapter"),
         (["01_small", "-o", "x.html"], "must name a notebook"),
         (["01_small", "--nonsense"], "No such option"),
@@ -278,7 +301,7 @@ def test_sweep_says_which_chapters_and_schedulers_there_are(project, capsys):
     path = project / "own.yaml"
     path.write_text("grid: {rate: [1.0]}")
     assert main(["sweep", str(path)]) == 2
-    assert "The chapters: 01_small" in capsys.readouterr().err
+    assert "They are: 01_small" in capsys.readouterr().err
     assert main(["sweep", str(project / "none.yaml")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main(["sweep", str(sweep_file(project, "seeds: 1")), "--scheduler", "nowhere"]) == 2

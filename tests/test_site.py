@@ -177,6 +177,36 @@ def test_nothing_is_clipped(page, width):
     assert scrolling == []
 
 
+# What runs off a sheet, and what must not be on it. Formulas have a copy for screen readers alone.
+OFF_THE_SHEET = """() => [...document.querySelectorAll("article *")].filter(e =>
+    !e.closest("svg, mjx-assistive-mml") && e.getBoundingClientRect().right > innerWidth + 1
+).map(e => e.outerHTML.slice(0, 300))"""
+FOR_A_SCREEN = ".bd-sidebar, .bd-header, button, input, a.headerlink, #jb-print-toc"
+
+
+def test_page_prints(page):
+    """On A4 with the margins of print.css, 680 pixels, all that is open fits, in light colours."""
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 680, "height": 960})
+    page.evaluate("() => document.documentElement.dataset.theme = 'dark'")
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    theme = page.evaluate("() => document.documentElement.dataset.theme")
+    off = page.evaluate(OFF_THE_SHEET)
+    shown = page.locator("details.hide:not([open]), .toggle-hidden").or_(page.locator(FOR_A_SCREEN))
+    shown = [each.evaluate("e => e.outerHTML.slice(0, 300)") for each in shown.all()
+             if each.is_visible()]  # fmt: skip
+    figures = page.locator("article figure.ls-figure > :is(svg, [role=img])")
+    invisible = [each for each in figures.all() if not each.is_visible()]
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    after = page.evaluate("() => document.documentElement.dataset.theme")
+    page.emulate_media(media="screen", color_scheme="light")
+    page.set_viewport_size({"width": 1280, "height": 720})
+    assert (theme, after) == ("light", "dark")
+    assert off == []
+    assert shown == []
+    assert invisible == []
+
+
 def test_the_first_picture_comes_early(page):
     """Before the third screen of 1,400 x 1,000, formulas and style sheets applied."""
     if page.name.removeprefix("notebooks/") not in chapters.lessons():

@@ -41,7 +41,7 @@ def course() -> None:
     """
 
 
-@course.command("list")
+@course.command("list", short_help="Show the chapters, or the parameters of one.")
 @click.argument("chapter", nargs=-1)
 @click.option("--results", is_flag=True, help="Also the records that its published run stores.")
 def list_(chapter: tuple[str, ...], results: bool) -> None:
@@ -102,7 +102,7 @@ def _columns(rows: Sequence[tuple[str, ...]], most: int = 60) -> str:
     )
 
 
-@course.command()
+@course.command(short_help="Execute a chapter, with values of your own.")
 @click.argument("chapter", required=False)
 @click.option("-p", "--parameter", "values", nargs=2, multiple=True, metavar="NAME VALUE",
               help="A parameter's value; may be given several times.")  # fmt: skip
@@ -134,7 +134,7 @@ def run(
         sys.exit(1)
 
 
-@course.command()
+@course.command(short_help="Execute a chapter with every combination of values.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--jobs", type=click.IntRange(1), help="Runs at once on this machine "
               "(default: one for each core).")  # fmt: skip
@@ -192,7 +192,7 @@ def sweep(
         sys.exit(1)
 
 
-@course.command()
+@course.command(short_help="Write the chapters without solutions and outputs.")
 @click.argument("folder", type=Path, metavar="DIR")
 @click.argument("chapter", nargs=-1)
 def student(folder: Path, chapter: tuple[str, ...]) -> None:
@@ -211,7 +211,7 @@ def student(folder: Path, chapter: tuple[str, ...]) -> None:
         click.echo(marks.student(name, folder))
 
 
-@course.command()
+@course.command(short_help="Say which self-checks pass in executed notebooks.")
 @click.argument("folder", metavar="DIR",
                 type=click.Path(exists=True, file_okay=False, path_type=Path))  # fmt: skip
 @click.option("--json", "as_json", metavar="FILE", help="Write the marks as JSON, too; - prints "
@@ -249,6 +249,9 @@ def main(argv: list[str] | None = None) -> int:
                                   standalone_mode=False)  # fmt: skip
     except click.ClickException as error:
         error.show()
+        given = sys.argv[1:] if argv is None else argv
+        if given[:1] == ["run"]:
+            click.echo("A value is given as -p NAME VALUE, such as -p panel_n 500", err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped.", err=True)

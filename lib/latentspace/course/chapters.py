@@ -30,6 +30,7 @@ ROOT = runs.project_root() or Path(__file__).resolve().parents[3]
 TEXTS = ROOT / "book" / "chapters"
 NOTEBOOKS = ROOT / "notebooks"
 EVIDENCE = "_evidence"
+WORDS = "zero one two three four five six seven eight nine ten".split()
 
 
 def names() -> list[str]:
@@ -62,11 +63,23 @@ def read(name: str) -> NotebookNode:
     """
     path = TEXTS / f"{name}.md"
     if name not in names():  # nor ../intro, which is a text of another kind
-        raise SystemExit(f"There is no chapter {name!r}. The chapters: {', '.join(names())}")
+        meant = _near(name)
+        hint = f"Did you mean {meant}?" if meant else "They are: " + ", ".join(lessons())
+        raise SystemExit(f"There is no chapter {name!r}. {hint}")
     notebook = jupytext.read(path)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03d}"  # jupytext draws new ones at random
     return notebook
+
+
+def _near(name: str) -> str | None:
+    """Return the lesson with this number, else the chapter of the nearest name, if one is near."""
+    stem = Path(name).name.removesuffix(".ipynb").removesuffix(".md")
+    if stem in names():
+        return stem
+    if stem.isdecimal():
+        return next((lesson for lesson in lessons() if int(lesson[:2]) == int(stem)), None)
+    return next(iter(difflib.get_close_matches(stem, names(), n=1)), None)
 
 
 def stored(name: str) -> NotebookNode | None:
@@ -166,10 +179,11 @@ def minutes(name: str) -> str:
     cells = notebook.cells if notebook else []
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     printed = "".join(output.get("text", "") for output in outputs)
-    found = re.findall(r"([\d.]+) (?:CPU )?minutes\b", printed)
+    if found := re.findall(r"([\d.]+) (?:CPU )?minutes\b", printed):
+        return found[-1]
     prose = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    found = found or re.findall(r"run takes (?:about )?(\w+) minutes", prose)
-    return found[-1] if found else "-"
+    said = re.search(r"run takes (?:about )?(\w+) minutes", prose)
+    return str(WORDS.index(said[1])) if said else "-"
 
 
 def type_name(value: object) -> str:
@@ -183,15 +197,21 @@ def type_name(value: object) -> str:
 
 def complaints(given: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """Say what is wrong with `given` as values for the parameters whose defaults are `defaults`."""
-    found = []
+    found, strange = [], []
     for name, value in given.items():
         if name not in defaults:
             near = difflib.get_close_matches(name, defaults, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(defaults)}"
-            found.append(f"unknown parameter {name!r}; {hint}")
+            if near:
+                found.append(f"unknown parameter {name!r}; did you mean {near[0]!r}?")
+            else:
+                strange.append(repr(name))
         elif not _fits(value, defaults[name]):
             hint = "; YAML reads 1e-3 as text, so write 1.0e-3" if _is_number(value) else ""
-            found.append(f"{name} = {value!r}, but its default is {defaults[name]!r}{hint}")
+            kind = type_name(defaults[name])
+            default = f"its default is {defaults[name]!r}"
+            found.append(f"{name} = {value!r}, but it takes {kind} ({default}){hint}")
+    if strange:  # what there is, once for all of them
+        found.append(f"unknown parameter {', '.join(strange)}; there are {', '.join(defaults)}")
     return found
 
 
