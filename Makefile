@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test check gpu run sweep rerun named notebooks lab student letters colab address clean
+.PHONY: help book test check coverage gpu run sweep rerun named notebooks lab student letters colab address clean
 
 help:
 	@echo "make book                                build the site"
 	@echo "make check                               the unit tests"
 	@echo "make test                                every check"
+	@echo "make coverage                            the unit tests, and which lines of lib they never run"
 	@echo "make gpu                                 checks and throughput on a CUDA device  [DEVICE=cpu]"
 	@echo "make run                                 run chapter 02 on embedded data, in less than a minute"
 	@echo "make run CHAPTER=02_deepkde              run a chapter  [PARAMS=file.yaml] [OUT=copy.ipynb]"
@@ -45,13 +46,21 @@ book: $(VENV)/site.stamp
 	@$(BIN)/python book/tools/build.py
 
 # Two processes of one thread each; tests/conftest.py says which tests share a process.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/test.stamp
-	$(PYTEST) -m "not chapter and not site"
+	$(BIN)/python $(PYTEST) -m "not chapter and not site"
 
 test: $(VENV)/test.stamp
-	$(PYTEST)
+	$(BIN)/python $(PYTEST)
+
+# Fails below the floor that pyproject.toml sets.
+coverage: $(VENV)/test.stamp
+	@mkdir -p _build/coverage
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run $(PYTEST) -m "not chapter and not site"
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 # What a caller sets reaches the shell as variables, whatever characters it holds.
 export CHAPTER PARAMS OUT NAME URL FILE JOBS
