@@ -193,6 +193,23 @@ def test_the_rate_is_chosen_by_the_training_loss():
         assert torch.equal(a, b)
 
 
+def test_a_rate_that_breaks_the_training_is_no_choice():
+    task = draw_task(IMAGES, LABELS, [0, 1], 200, 20, contexts.inverted)[0]
+    with pytest.raises(ValueError, match="finite loss"):
+        contexts.train_at_best_rate(lambda: GatedDense([64, 8, 10], apart(2), 2), task, 2, [1e30])
+
+
+def test_a_part_of_a_batch_is_left_out_and_each_epoch_is_told():
+    task = draw_task(IMAGES, LABELS, [0, 1], 50, 10, contexts.inverted)[0]
+    net, epochs, sizes = GatedDense([64, 8, 10], apart(2), 2), [], []
+    net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    contexts.train_together(net, task, 2, batch_size=20, callback=epochs.append)
+    assert epochs == [1, 2] and sizes == [20] * 4  # 50 = 20 + 20 + 10, twice
+    del sizes[:]
+    contexts.train_together(net, task, 1, batch_size=80)  # unless there is no other
+    assert sizes == [50]
+
+
 def test_told_adds_the_context_and_changes_no_pixel():
     task = draw_task(IMAGES, LABELS, [0, 1], 30, 5, contexts.inverted)[0]
     more = contexts.told(task, 3)

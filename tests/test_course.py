@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -20,7 +21,7 @@ from papermill import PapermillExecutionError
 import chapters
 from latentspace import results
 from latentspace.course import __main__ as command_line
-from latentspace.course import marks, running, sweep
+from latentspace.course import kernels, marks, running, sweep
 from latentspace.course.__main__ import main
 
 SMALL = """---
@@ -176,7 +177,7 @@ def test_minutes_are_those_printed_else_those_said(project, printed, said, minut
         (["notebooks/01_small.ipynb"], "Did you mean 01_small?"),
         (["zzz"], "They are: 01_small"),
         (["01_small", "-p", "rat", "1"], "did you mean 'rate'"),
-        (["01_small", "-p", "x", "1", "-p", "y", "1"], "unknown parameter 'x', 'y'; there are word"),
+        (["01_small", "-p", "x", "1", "-p", "y", "1"], "parameter 'x', 'y'; there are word,"),
         (["01_small", "-p", "rate", "x"], "it takes float (its default is 0.5)"),
         (["01_small", "-p", "rate", "1", "-p", "rate", "2"], "twice"),
         (["01_small", "-p", "sizes", "[1]"], "its default is [[1, 2], [3]]"),
@@ -285,6 +286,7 @@ def test_a_stopped_run_says_so_and_no_more(project):
         ("values: {rate: 1.0}\ngrid: {rate: [2.0]}", "rate given twice"),
         ("grid: {seed: [1]}\nseeds: 3", "seed given twice"),
         ("seeds: many", "seeds is a number"),
+        ("\tseeds: 3", "never with a tab"),
         ("seeds: 0", "seeds is a number"),
         ("file: none.yaml", "no parameter file"),
         ("results: {a: {mertic: sum}}", "by some of document"),
@@ -364,6 +366,27 @@ def test_a_failed_run_stops_no_other(project, capsys, monkeypatch):
     assert (status, len(began)) == (0, 4)
     assert {values["word"] for values in began} == {"poison"}
     assert "8 done, 0 failed" in capsys.readouterr().out
+
+
+def test_a_lost_worker_is_a_failure_and_a_lost_scheduler_ends_the_sweep():
+    lost = SimpleNamespace(status="error", exception=lambda: MemoryError("no room"))
+    run = sweep._result(lost, {"rate": 1.0})
+    assert (run["error"], run["values"]) == ("MemoryError: no room", {"rate": 1.0})
+    with pytest.raises(ConnectionError, match="cancelled"):
+        sweep._result(SimpleNamespace(status="cancelled"), {})
+
+
+def test_what_no_file_holds_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="cannot be read: Is a directory"):
+        running.read_yaml(tmp_path)
+
+
+def test_a_system_without_such_sockets_gets_jupyters_own(monkeypatch):
+    with kernels.sockets() as config:
+        assert config.KernelManager.transport == "ipc"
+    monkeypatch.setattr(kernels, "os", SimpleNamespace(name="nt"))
+    with kernels.sockets() as config:
+        assert not config
 
 
 def test_a_changed_chapter_is_run_again(project):

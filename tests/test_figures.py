@@ -165,6 +165,16 @@ def test_show_displays_html_once_and_closes(monkeypatch):
     assert repr(shown[0]) == "Figure: Sines"
 
 
+def test_scrubber_shows_what_scrubber_html_returns_and_closes_its_figures(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    frames = [cloud(9, 0), cloud(9, 1)]
+    markup = figures.scrubber_html(frames, ["a", "b"], alt="Move")
+    figures.scrubber(frames, ["a", "b"], alt="Move")
+    assert shown[0]._repr_html_() == markup
+    assert not set(plt.get_fignums()) & {frame.number for frame in frames}
+
+
 @pytest.mark.parametrize("alt", ["", "  ", None])
 def test_alt_text_is_required(alt):
     with pytest.raises(ValueError, match="alt"):

@@ -199,6 +199,14 @@ def test_cache_answers_only_the_same_question(home, monkeypatch):
     assert len(list((home / "embeddings").iterdir())) == len(others)
 
 
+def test_an_embedding_that_is_not_finite_is_neither_given_nor_kept(home, monkeypatch):
+    broken = np.full((50, 2), np.nan)
+    monkeypatch.setattr("umap.UMAP.fit_transform", lambda model, z: broken)
+    with pytest.raises(ValueError, match="no finite embedding"):
+        embed(CODES[:50], n_components=2)
+    assert list((home / "embeddings").iterdir()) == []
+
+
 def test_a_damaged_file_is_computed_again(home):
     found = density_clusters(POINTS, min_cluster_size=20)
     (path,) = (home / "embeddings").iterdir()

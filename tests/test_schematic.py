@@ -34,6 +34,16 @@ def test_each_kind_shows_its_text(kind):
     assert "<svg" in figures.figure_html(made.figure, alt="a box with some words")
 
 
+def test_a_word_at_an_arrow_stands_above_its_middle_or_where_it_is_told():
+    made = drawing()
+    made.arrow("a", "b", "between")
+    made.arrow("b", "a", "aside", at=(2.0, 1.7))
+    texts = {text.get_text(): text for text in made.figure.axes[0].texts}
+    x, y = texts["between"].get_position()
+    assert x == 3 and 0.8 < y < 1  # the boxes are at (1, 1) and (5, .6)
+    assert texts["aside"].get_position() == (2.0, 1.7)
+
+
 def test_refusals():
     made = drawing()
     with pytest.raises(ValueError, match="already"):

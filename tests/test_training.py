@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from latentspace.training import (
     progress,
     seed_everything,
 )
+from latentspace.training.processes import Processes
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -637,6 +639,15 @@ def test_one_accelerated_process_is_plain(tmp_path):
     assert same(model, plain) and again.equals(history)
     with pytest.raises(ValueError, match="use fit's mixed_precision"):
         train(accelerator=accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2))
+
+
+def test_several_processes_share_only_what_can_be_split():
+    two = SimpleNamespace(process_index=1, num_processes=2, mixed_precision="no",
+                          gradient_accumulation_steps=1)  # fmt: skip
+    with pytest.raises(ValueError, match=r"batches\(...\) or a DataLoader"):
+        Processes(two).share([torch.ones(2)])
+    alone = [torch.ones(2)]
+    assert Processes(None).share(alone) is alone
 
 
 CELL = """

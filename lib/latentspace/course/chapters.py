@@ -30,7 +30,7 @@ ROOT = runs.project_root() or Path(__file__).resolve().parents[3]
 TEXTS = ROOT / "book" / "chapters"
 NOTEBOOKS = ROOT / "notebooks"
 EVIDENCE = "_evidence"
-WORDS = "zero one two three four five six seven eight nine ten".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 def names() -> list[str]:

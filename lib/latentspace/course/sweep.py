@@ -89,7 +89,8 @@ def plan(path: Path) -> Plan:
     wanted = _mapping(path, given, "results")
     for column, fields in wanted.items():
         if not isinstance(fields, dict) or not fields or set(fields) - set(FIELDS):
-            found.append(f"result {column!r} says which record by some of {', '.join(FIELDS)}")
+            found.append(f"result {column!r} names a record by some of {', '.join(FIELDS)}, as in "
+                         "{item: Fig. 4.4, metric: ACC}")  # fmt: skip
     timeout = given.get("timeout")
     if not isinstance(timeout, int | float | None) or (timeout is not None and timeout <= 0):
         found.append(f"timeout is a number of seconds, not {timeout!r}")
