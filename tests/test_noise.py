@@ -204,7 +204,7 @@ def test_an_embedding_that_is_not_finite_is_neither_given_nor_kept(home, monkeyp
     monkeypatch.setattr("umap.UMAP.fit_transform", lambda model, z: broken)
     with pytest.raises(ValueError, match="no finite embedding"):
         embed(CODES[:50], n_components=2)
-    assert list((home / "embeddings").iterdir()) == []
+    assert not (home / "embeddings").exists()
 
 
 def test_a_damaged_file_is_computed_again(home):
