@@ -1,11 +1,12 @@
-// Makes a displayed formula that is wider than its column smaller, down to three quarters.
+// Makes a displayed formula that is wider than its column smaller, if two thirds suffice; a formula
+// that is still wider keeps its size and scrolls.
 (() => {
   const fit = () => {
     for (const box of document.querySelectorAll('.bd-article mjx-container[display="true"]')) {
       box.dataset.size ??= parseFloat(box.style.fontSize) || 100;
       box.style.fontSize = `${box.dataset.size}%`;
-      if (box.scrollWidth > box.clientWidth) {
-        const scale = Math.max(0.75, (box.clientWidth - 1) / box.scrollWidth);
+      const scale = (box.clientWidth - 1) / box.scrollWidth;
+      if (box.scrollWidth > box.clientWidth && scale > 0.66) {
         box.style.fontSize = `${box.dataset.size * scale}%`;
       }
     }
