@@ -265,7 +265,7 @@ def test_a_stopped_run_says_so_and_no_more(project):
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=150)
     assert run.returncode == 130
     assert said.endswith("Stopped.\n")
     assert "Traceback" not in said
@@ -427,7 +427,7 @@ def test_a_stopped_sweep_goes_on(project, how):
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     first.send_signal(how)
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=150)
     kept = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.glob("*.json")}
     assert 2 <= len(kept) < 6
     assert all(json.loads(content) for content, _ in kept.values())

@@ -645,7 +645,7 @@ def test_interrupted_while_a_server_is_silent(stalled, monkeypatch, home):
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "interrupted\n"
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 6  # the server would be silent for eight
     process.kill()
     process.communicate()
 
@@ -909,7 +909,7 @@ print(data.fingerprint(data.load("imagenet-sample", "all").x))
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=150) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0] and len(outputs[0][0]) == 13
     assert sorted(server.requests) == sorted(IMAGES)
