@@ -149,21 +149,14 @@ def test_every_chapter_can_be_listed(capsys):
     assert [name for name in chapters.lessons() if f"{name}: Chapter" not in out] == []
 
 
-@pytest.mark.parametrize(
-    ("printed", "said", "minutes"),
-    [
-        ("2.5 minutes of computing, 3.1 by the clock", "The run takes five minutes.", "2.5"),
-        ("9 numbers, 0.4 CPU minutes", "", "0.4"),
-        ("", "The run takes about five minutes of computing.", "5"),
-        ("", "", "-"),
-    ],
-)
-def test_minutes_are_those_printed_else_those_said(project, printed, said, minutes):
-    output = nbformat.v4.new_output("stream", text=printed)
-    cells = [nbformat.v4.new_markdown_cell(said), nbformat.v4.new_code_cell("", outputs=[output])]
-    notebook = nbformat.v4.new_notebook(cells=cells)
+def test_minutes_are_those_of_the_stored_run(project):
+    assert chapters.minutes("01_small") == "-"
+    notebook = nbformat.v4.new_notebook()
     nbformat.write(notebook, project / "notebooks" / "01_small.ipynb")
-    assert chapters.minutes("01_small") == minutes
+    assert chapters.minutes("01_small") == "-"
+    notebook.metadata["latentspace"] = {"minutes": 2.54}
+    nbformat.write(notebook, project / "notebooks" / "01_small.ipynb")
+    assert chapters.minutes("01_small") == "2.5"
 
 
 # Runs

@@ -58,7 +58,7 @@ def list_(chapter: tuple[str, ...], results: bool) -> None:
             count = len(chapters.parameters(notebook))
             rows.append((name, minutes, str(count), chapters.title(notebook)))
         click.echo(_columns(rows))
-        click.echo("\nMinutes: of the stored run, on two CPU cores. A run with CHAPTER.smoke.yaml "
+        click.echo("\nMinutes: of a processor, for the stored run. A run with CHAPTER.smoke.yaml "
                    "takes seconds.")  # fmt: skip
     for name in chapter:
         click.echo(_about(name))
@@ -76,7 +76,7 @@ def _about(name: str) -> str:
     minutes = chapters.minutes(name)
     return "\n".join([
         f"{name}: {chapters.title(notebook)}",
-        f"stored run: {minutes} minutes on two CPU cores",
+        f"stored run: {minutes} minutes of a processor",
         f"parameter files: {', '.join(path.name for path in files)}",
         "",
         _columns(rows),

@@ -30,7 +30,6 @@ ROOT = runs.project_root() or Path(__file__).resolve().parents[3]
 TEXTS = ROOT / "book" / "chapters"
 NOTEBOOKS = ROOT / "notebooks"
 EVIDENCE = "_evidence"
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 def names() -> list[str]:
@@ -174,16 +173,10 @@ def title(notebook: NotebookNode) -> str:
 
 
 def minutes(name: str) -> str:
-    """Return the minutes of the stored run as it printed them, else as the text says; else "-"."""
+    """Return the minutes that the stored run took of a processor; "-" if they are not known."""
     notebook = stored(name)
-    cells = notebook.cells if notebook else []
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    printed = "".join(output.get("text", "") for output in outputs)
-    if found := re.findall(r"([\d.]+) (?:CPU )?minutes\b", printed):
-        return found[-1]
-    prose = "".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    said = re.search(r"run takes (?:about )?(\w+) minutes", prose)
-    return str(WORDS.index(said[1])) if said else "-"
+    taken = notebook.metadata.get("latentspace", {}).get("minutes") if notebook else None
+    return "-" if taken is None else f"{taken:.1f}"
 
 
 def type_name(value: object) -> str:
