@@ -103,7 +103,9 @@ class ParallelConvolutions(nn.Module):
         parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
         for layer in self.layers:
             parts = layer(parts) if isinstance(layer, _Convolution) else [layer(p) for p in parts]
-        return parts[0].unflatten(1, (self.paths, -1)) if self.grouped else torch.stack(parts, 1)
+        if len(parts) == 1:
+            return parts[0].unflatten(1, (self.paths, -1))
+        return torch.stack(parts, 1)
 
 
 class _Convolution(nn.Module):
@@ -120,25 +122,23 @@ class _Convolution(nn.Module):
         self.norm = nn.BatchNorm2d(paths * outputs) if norm else None
 
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
-        count, groups = len(parts), self.paths // len(parts)
-        biases = [None] * count if self.conv.bias is None else self.conv.bias.chunk(count)
-        weights = self.conv.weight.chunk(count)
+        count, groups, n = len(parts), self.paths // len(parts), self.norm
+
+        def cut(t: Tensor | None) -> Sequence[Tensor | None]:
+            """Each part's share of a parameter."""
+            return t.chunk(count) if t is not None and count > 1 else [t] * count
+
         parts = [
             F.conv2d(x, weight, bias, padding=1, groups=groups)
-            for x, weight, bias in zip(parts, weights, biases, strict=True)
+            for x, weight, bias in zip(parts, cut(self.conv.weight), cut(self.conv.bias), strict=True)
         ]
-        if self.norm is not None:
-            n = self.norm
-            means, variances, scales, shifts = (
-                t.chunk(count) for t in (n.running_mean, n.running_var, n.weight, n.bias)
-            )
+        if n is not None:
+            shares = map(cut, (n.running_mean, n.running_var, n.weight, n.bias))
             parts = [
                 F.batch_norm(x, mean, variance, scale, shift, self.training, n.momentum, n.eps)
-                for x, mean, variance, scale, shift in zip(
-                    parts, means, variances, scales, shifts, strict=True
-                )
+                for x, mean, variance, scale, shift in zip(parts, *shares, strict=True)
             ]
-        return [x.relu() for x in parts]
+        return [x.relu_() for x in parts]  # in place: nobody else has them
 
 
 class ParallelDense(nn.Module):
