@@ -128,9 +128,10 @@ class _Convolution(nn.Module):
             """Each part's share of a parameter."""
             return t.chunk(count) if t is not None and count > 1 else [t] * count
 
+        shares = map(cut, (self.conv.weight, self.conv.bias))
         parts = [
             F.conv2d(x, weight, bias, padding=1, groups=groups)
-            for x, weight, bias in zip(parts, cut(self.conv.weight), cut(self.conv.bias), strict=True)
+            for x, weight, bias in zip(parts, *shares, strict=True)
         ]
         if n is not None:
             shares = map(cut, (n.running_mean, n.running_var, n.weight, n.bias))
