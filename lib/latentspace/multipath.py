@@ -103,9 +103,8 @@ class ParallelConvolutions(nn.Module):
         parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
         for layer in self.layers:
             parts = layer(parts) if isinstance(layer, _Convolution) else [layer(p) for p in parts]
-        if len(parts) == 1:
-            return parts[0].unflatten(1, (self.paths, -1))
-        return torch.stack(parts, 1)
+        one = len(parts) == 1
+        return parts[0].unflatten(1, (self.paths, -1)) if one else torch.stack(parts, 1)
 
 
 class _Convolution(nn.Module):
@@ -124,8 +123,7 @@ class _Convolution(nn.Module):
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
         count, groups, n = len(parts), self.paths // len(parts), self.norm
 
-        def cut(t: Tensor | None) -> Sequence[Tensor | None]:
-            """Each part's share of a parameter."""
+        def cut(t: Tensor | None) -> Sequence[Tensor | None]:  # each part's share
             return t.chunk(count) if t is not None and count > 1 else [t] * count
 
         shares = map(cut, (self.conv.weight, self.conv.bias))
