@@ -170,11 +170,11 @@ def test_neural_mixtures_clustering(augment):
 
 
 def test_mixture_of_experts_at_full_size():
-    """An epoch of one batch of each training, eleven experts at the thesis's width."""
+    """An epoch of one batch of each training, ten experts at the thesis's width."""
     values = settings("09_mixture_of_experts")
     x = np.random.default_rng(0).random((20, 16, 16), dtype=np.float32)
     model = MixtureOfExperts(
-        np.arange(20) % 11, autoencoder=None, expert_dim=values["latent_dim"],
+        np.arange(20) % 10, autoencoder=None, expert_dim=values["latent_dim"],
         filters=values["filters"], manager_epochs=1, epochs=1, expert_epochs=1, random_state=0,
         device="cpu",
     ).fit(x)  # fmt: skip
