@@ -238,7 +238,7 @@ def tasks() -> list[Task]:
     vit = partial(classifier, "vit_b_16", 3, 10)
     digit_shape, photo_shape = (1, 28, 28), (3, 32, 32)
     cost = 10 / 3  # passes of one image in the two-fold optimisation
-    usps, k = 9_298, 11
+    usps, k = 9_298, 10
     options = {
         name: swapped[name]
         for name in ("n_prototypes", "backbone", "n_local", "global_size", "local_size")
