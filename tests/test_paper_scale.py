@@ -179,7 +179,7 @@ def test_mixture_of_experts_at_full_size():
         device="cpu",
     ).fit(x)  # fmt: skip
     assert np.isfinite(model.history_).all(axis=None)
-    assert model.sample(10, 2).shape == (2, 16, 16)
+    assert model.sample(9, 2).shape == (2, 16, 16)
 
 
 def test_noise_and_latent_size():
