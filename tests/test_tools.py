@@ -321,8 +321,8 @@ def test_rerun_says_what_cannot_be_compared(measured):
         rerun.rerun("../01_tiny")
 
 
-def number(mean, std=None, metric="accuracy"):
-    entry = results.record(document="D", item="T", row="r", metric=metric, ours=1)
+def number(mean, std=None, metric="accuracy", item="T"):
+    entry = results.record(document="D", item=item, row="r", metric=metric, ours=1)
     return {**entry, "mean": mean, "std": std}
 
 
@@ -337,7 +337,11 @@ def number(mean, std=None, metric="accuracy"):
         (number(0), number(0), "0", "agrees"),
         (number(0), number(1e-9), "+100.00%", "DIFFERS"),
         (number(-2), number(2), "+200.00%", "DIFFERS"),
-        (number(3, metric="fit (s)"), number(9, metric="fit (s)"), "+66.67%", "of the machine"),
+        *[(number(3, metric=metric), number(9, metric=metric), "+66.67%", "of the machine")
+          for metric in ("fit (s)", "CPU s", "ms an image", "microseconds", "memory (GiB)")],
+        (number(3, item="time of a path"), number(9, item="time of a path"), "+66.67%",
+         "of the machine"),
+        (number(3, metric="a sample's h"), number(9, metric="a sample's h"), "+66.67%", "DIFFERS"),
         (number(1), None, "", "NOT MEASURED"),
         (None, number(1), "", "NOT STORED"),
     ],

@@ -21,7 +21,10 @@ SHARE = 0.01
 """A row without one agrees if they differ by at most this share of the larger."""
 ROUNDING = 1e-3
 """Every row agrees within this share: sums in another order."""
-OF_THE_MACHINE = re.compile(r"\((?:CPU |wall )?(?:s|ms|min|h|[MG]i?B)\)|\bseconds?\b|\btime\b")
+OF_THE_MACHINE = re.compile(
+    r"(?<![\w'])(?:s|ms|[MG]i?B)\b|\((?:CPU |wall )?(?:min|h)\)|seconds?\b|\btime\b"
+)
+"""What is a number of the machine, by its item and metric: "fit (s)", "ms per image", "CPU s"."""
 
 
 class Row(NamedTuple):
@@ -63,7 +66,7 @@ def _row(name: tuple[str, ...], old: results.Record | None, new: results.Record 
         difference = f"{gap / larger:+.2%}" if larger else "0"
         agrees = abs(gap) <= SHARE * larger
     verdict = "agrees" if agrees else "DIFFERS"
-    if OF_THE_MACHINE.search(metric):
+    if OF_THE_MACHINE.search(f"{item} | {metric}"):
         verdict = "of the machine"
     return Row(title, _ours(old), _ours(new), difference, verdict)
 
