@@ -20,7 +20,7 @@ import requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = 'f"git+{address}@{version}"'
-TOOLS = {"jupytext", "nbval", "papermill", "pybtex", "pytest", "pytest-timeout", "pyyaml"}
+TOOLS = {"jupytext", "nbval", "papermill", "pytest", "pytest-timeout", "pyyaml"}
 
 
 def installed() -> dict[str, str]:
