@@ -52,6 +52,7 @@ def _table(table: re.Match[str]) -> str:
 
     rows_of = re.compile(r"<tr.*?</tr>", re.S)
     head = rows_of.sub(lambda row: mark(row, "th"), head)
+    head = head.replace('<th class="number"></th>', "<th></th>")  # of a row of names
     return head + "<tbody>" + rows_of.sub(lambda row: mark(row, "td"), body)
 
 

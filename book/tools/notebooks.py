@@ -10,11 +10,11 @@ the same, delete its notebook first.
 
 import hashlib
 import os
-import resource
 import sys
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from tqdm import tqdm
@@ -39,12 +39,18 @@ def renew_setup(name: str) -> None:
 
 def execute(notebook: NotebookNode, name: str) -> None:
     """Run the notebook in place, in the notebooks' folder, with one bar for its code cells."""
-    before = _seconds()
+    taken = 0.0
+
+    def after_cell(**_: object) -> None:
+        nonlocal taken
+        bar.update()
+        taken = sum(psutil.Process(client.km.provisioner.pid).cpu_times()[:4])  # its children's too
+
     with (
         tqdm(total=len(chapters.code_cells(notebook)), desc=name, unit="cell") as bar,
         kernels.sockets() as config,
     ):
-        NotebookClient(
+        client = NotebookClient(
             notebook,
             config=config,
             timeout=None,
@@ -52,20 +58,15 @@ def execute(notebook: NotebookNode, name: str) -> None:
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": str(chapters.NOTEBOOKS)}},
-            on_cell_executed=lambda **_: bar.update(),
-        ).execute()
+            on_cell_executed=after_cell,
+        )
+        client.execute()
     notebook.metadata.language_info = {"name": "python"}  # not this machine's Python version
     notebook.metadata[KEY] = {
         "library": library.fingerprint(notebook),
         "records": records(name),
-        "minutes": round((_seconds() - before) / 60, 2),
+        "minutes": round(taken / 60, 2),
     }
-
-
-def _seconds() -> float:
-    """The processor's seconds in the processes that this one started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def records(name: str) -> str:
