@@ -359,7 +359,7 @@ def test_notebooks_executes_only_what_is_stale(tiny):
     assert notebooks.update("01_tiny") == "is executed anew"
     first = path.read_bytes()
     assert printed(path) == "published 1.0\nsolved\n"
-    assert 0 <= nbformat.read(path, as_version=4).metadata["latentspace"]["minutes"] < 1
+    assert 0 < nbformat.read(path, as_version=4).metadata["latentspace"]["minutes"] < 1
     assert notebooks.update("01_tiny") == "is up to date"
     assert path.read_bytes() == first
 

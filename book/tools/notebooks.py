@@ -65,7 +65,7 @@ def execute(notebook: NotebookNode, name: str) -> None:
     notebook.metadata[KEY] = {
         "library": library.fingerprint(notebook),
         "records": records(name),
-        "minutes": round(taken / 60, 2),
+        "minutes": round(taken / 60, 3),
     }
 
 
