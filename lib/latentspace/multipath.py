@@ -97,11 +97,27 @@ class ParallelConvolutions(nn.Module):
                 raise ValueError(f"no layer for {paths} paths: {item!r}; E is for one path only")
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:-2] != (self.paths, self.width) or min(x.shape[-2:]) < self.least:
-            need = f"{self.paths} paths of {self.width} maps, {self.least} pixels a side or more"
-            raise ValueError(f"need {need}, got {tuple(x.shape[1:])}")
+        self._check(x, self.paths)
         parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
-        for layer in self.layers:
+        return self._through(self.layers, parts)
+
+    def routed(self, x: Tensor, router: CrossConnection) -> Tensor:
+        """``self(router(x))``, x (n, 1, channels, height, width), without the gradient of x.
+
+        The gates weigh the kernels of the first layer, a convolution, and not the images,
+        :math:`(g W) * x = W * (g x)`: their gradient comes out of that of the kernels.
+        """
+        self._check(x, 1)
+        first, *rest = self.layers
+        return self._through(rest, first.gated(x[:, 0], router.gates(x)[:, 0], self.grouped))
+
+    def _check(self, x: Tensor, paths: int) -> None:
+        if x.shape[1:-2] != (paths, self.width) or min(x.shape[-2:]) < self.least:
+            need = f"{paths} paths of {self.width} maps, {self.least} pixels a side or more"
+            raise ValueError(f"need {need}, got {tuple(x.shape[1:])}")
+
+    def _through(self, layers: Sequence[nn.Module], parts: list[Tensor]) -> Tensor:
+        for layer in layers:
             parts = layer(parts) if isinstance(layer, _Convolution) else [layer(p) for p in parts]
         one = len(parts) == 1
         return parts[0].unflatten(1, (self.paths, -1)) if one else torch.stack(parts, 1)
@@ -121,23 +137,42 @@ class _Convolution(nn.Module):
         self.norm = nn.BatchNorm2d(paths * outputs) if norm else None
 
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
-        count, groups, n = len(parts), self.paths // len(parts), self.norm
-
-        def cut(t: Tensor | None) -> Sequence[Tensor | None]:  # each part's share
-            return t.chunk(count) if t is not None and count > 1 else [t] * count
-
-        shares = map(cut, (self.conv.weight, self.conv.bias))
-        parts = [
+        groups = self.paths // len(parts)
+        shares = (_cut(t, len(parts)) for t in (self.conv.weight, self.conv.bias))
+        maps = [
             F.conv2d(x, weight, bias, padding=1, groups=groups)
             for x, weight, bias in zip(parts, *shares, strict=True)
         ]
+        return self._finish(maps)
+
+    def gated(self, x: Tensor, gates: Tensor, grouped: bool) -> list[Tensor]:
+        """The layer of the images ``gates[:, j] x``: each image has kernels of its own."""
+        patches = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)  # n, c, h, w, 3, 3
+        patches = patches.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)  # n, 9 c, h w
+        weight = self.conv.weight.flatten(1).unflatten(0, (self.paths, -1))
+        kernels = gates[..., None, None] * weight
+        if self.conv.bias is not None:  # meets a patch of ones
+            bias = self.conv.bias.view(self.paths, -1, 1).expand(len(x), -1, -1, -1)
+            kernels, patches = torch.cat([kernels, bias], -1), F.pad(patches, (0, 0, 0, 1), value=1)
+        if grouped:
+            kernels = kernels.flatten(1, 2)[:, None]
+        maps = [(kernel @ patches).unflatten(2, x.shape[2:]) for kernel in kernels.unbind(1)]
+        return self._finish(maps)
+
+    def _finish(self, maps: list[Tensor]) -> list[Tensor]:
+        n = self.norm
         if n is not None:
-            shares = map(cut, (n.running_mean, n.running_var, n.weight, n.bias))
-            parts = [
+            shares = (_cut(t, len(maps)) for t in (n.running_mean, n.running_var, n.weight, n.bias))
+            maps = [
                 F.batch_norm(x, mean, variance, scale, shift, self.training, n.momentum, n.eps)
-                for x, mean, variance, scale, shift in zip(parts, *shares, strict=True)
+                for x, mean, variance, scale, shift in zip(maps, *shares, strict=True)
             ]
-        return [x.relu_() for x in parts]  # in place: nobody else has them
+        return [x.relu_() for x in maps]  # in place: nobody else has them
+
+
+def _cut(t: Tensor | None, parts: int) -> Sequence[Tensor | None]:
+    """Each part's share of what belongs to all paths."""
+    return t.chunk(parts) if t is not None and parts > 1 else [t] * parts
 
 
 class ParallelDense(nn.Module):
@@ -203,8 +238,11 @@ class MultiPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, n_classes) of images (n, c, height, width) or vectors (n, c)."""
-        x = self._start(x)
-        for stage in self.stages:
+        x, stages = self._start(x), list(self.stages)
+        if torch.is_grad_enabled() and not x.requires_grad and _starts_by_routing_images(stages):
+            router, layers, *stages = stages
+            x = layers.routed(x, router)
+        for stage in stages:
             x = stage(x)
         return x.mean(1)
 
@@ -216,6 +254,13 @@ class MultiPath(nn.Module):
                 found.append(stage.gates(x))
             x = stage(x)
         return found
+
+
+def _starts_by_routing_images(stages: Sequence[nn.Module]) -> bool:
+    match stages:
+        case [CrossConnection(inputs=1), ParallelConvolutions(layers=layers), *_]:
+            return any(isinstance(layer, _Convolution) for layer in layers[:1])
+    return False
 
 
 def multipath(
