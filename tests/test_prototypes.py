@@ -176,6 +176,26 @@ def test_L6_epsilon_must_be_below_tau_times_the_agreement_of_the_views(ratio, le
     assert (uniformity < 0.85) if learns else (uniformity > 0.99)
 
 
+@pytest.mark.parametrize(("ratio", "uniformity"), [(0.8, 0.0), (1.25, 1.0)])
+def test_L6_without_equal_use_tau_itself_parts_the_two_collapses(ratio, uniformity):
+    """What all views share correlates at 1: below tau it grows to one prototype, above it dies."""
+    torch.manual_seed(0)
+    tau = 0.1
+    network, prototypes = torch.nn.Linear(6, 5), Prototypes(8, 5)
+    optimizer = torch.optim.SGD([*network.parameters(), *prototypes.parameters()], 0.1, 0.9)
+    for _ in range(600):
+        prototypes.normalise()
+        views = 0.6**0.5 * torch.randn(256, 6) + 0.4**0.5 * torch.randn(2, 256, 6)
+        scores = prototypes(F.normalize(network(views), dim=-1))
+        codes = (scores.detach() / (ratio * tau)).softmax(-1)
+        optimizer.zero_grad()
+        swapped_prediction(scores, codes, tau).backward()
+        optimizer.step()
+    mean_code = codes.mean((0, 1))
+    assert torch.special.entr(mean_code).sum() / math.log(8) == pytest.approx(uniformity, abs=0.05)
+    assert (codes - mean_code).abs().max() < 0.1
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(-3, 2), st.integers(0, 99))
 def test_margins(n, k, log_epsilon, seed):
