@@ -413,6 +413,25 @@ def test_T13_the_exact_posterior_has_a_ceiling():
     assert sharpened_posterior(a).max().item() > 0.999
 
 
+def test_T13_a_smaller_gamma_is_as_sharp_and_prefers_the_partition_turned_over():
+    """Ten equal clusters: scores 3 inside, -1/3 outside, or the same with the other sign."""
+    partition = normalized(hard([12] * 10))
+    own = expit(30) / (expit(30) + 9 * expit(-10 / 3))
+    assert exact_posterior(partition, 0.1).max().item() == pytest.approx(own, abs=1e-9)
+    assert own > sharpened_posterior(partition).max().item()
+    for gamma in (5, 1, 0.1):
+        values = {
+            sign: np.log(expit(sign * 3 / gamma) + 9 * expit(-sign / (3 * gamma)))
+            for sign in (1, -1)
+        }
+        for sign, value in values.items():
+            h = cluster_scores(sign * partition, gamma)
+            assert h.sum(1).log().mean().item() == pytest.approx(value, abs=1e-9)
+        assert values[-1] > values[1]
+    assert values[-1] - values[1] > 1.8  # at 0.1
+    assert torch.logsumexp(partition, 1).mean() > torch.logsumexp(-partition, 1).mean() + 0.7
+
+
 def loss_of(a, posterior):
     a = normalized(a)
     return em_loss(a, posterior(a)).item()
