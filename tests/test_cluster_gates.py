@@ -72,6 +72,29 @@ class TestMixtureOnGates:
                 assert by_weight.abs().max() > 0
                 assert (by_bias.abs().max() < 1e-6) == blind
 
+    def test_T19_alone_it_wakes_a_sleeping_gate_by_the_other_weights(self):
+        """So "no gradient on the bias" is not "cannot wake": a network of its own learns to."""
+        draw = torch.Generator().manual_seed(3)
+        group = torch.arange(400) % 2
+        x = torch.randn(400, 1, 6, generator=draw) + 2 * (2 * group - 1)[:, None, None]
+        with initial_weights(1):
+            model = nn.Sequential(GateNetwork(1, 2, 6))
+        layer = model[0].scores
+        with torch.no_grad():
+            odds = layer(x)[:, 0, 0] - layer(x)[:, 0, 1]
+            layer.bias2[0, 0, 0] += 0.1 - odds.min()
+        assert (model(x)[:, 0, 0] > 0.5).all()
+        bias, mixture = layer.bias2.detach().clone(), GateMixture.of(model)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+        for _ in range(200):
+            with gates.watched(model) as found:
+                model(x)
+            optimizer.zero_grad()
+            mixture(found).backward()
+            optimizer.step()
+        torch.testing.assert_close(layer.bias2, bias, rtol=0, atol=1e-5)
+        assert 0.3 < (model(x)[:, 0, 0] > 0.5).double().mean() < 0.7
+
     def test_a_prior_of_two_outputs_never_runs_away(self):
         """For scores that stay: the likelihood's slope at either end points inwards (Jensen)."""
         rng = np.random.default_rng(0)

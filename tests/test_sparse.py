@@ -9,7 +9,7 @@ from torch import nn
 from latentspace import contexts, gates
 from latentspace.contexts import IdealGates
 from latentspace.estimators import initial_weights
-from latentspace.sparse import SparseDense, TopOne, dispatch, sparse_network, top_one
+from latentspace.sparse import SparseDense, TopOne, dispatch, in_turn, sparse_network, top_one
 
 
 def seeded(seed=0):
@@ -110,6 +110,18 @@ class TestTopOne:
     def test_top_one_keeps_the_largest(self):
         g = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]])
         assert top_one(g).tolist() == torch.tensor([[0, 0.5, 0], [0.4, 0, 0]]).tolist()
+
+
+    def test_in_turn_every_path_gets_its_share(self):
+        model = in_turn(sparse_network("R C4 M R F8", (3, 8, 8), 5, 3).eval(), 8)
+        routers = [part for part in model.modules() if isinstance(part, TopOne)]
+        assert len(routers) == 2
+        seen = {}
+        for i, path in enumerate(path for router in routers for path in router.paths):
+            path.register_forward_hook(lambda path, given, y, i=i: seen.update({i: len(y)}))
+        for n, shares in ((8, [3, 3, 2]), (6, [2, 2, 2]), (4, [2, 1, 1])):
+            model(torch.randn(n, 3, 8, 8, generator=seeded(7)))
+            assert [seen[i] for i in range(6)] == 2 * shares
 
 
 def _on_maps(conv):

@@ -1,8 +1,9 @@
 """Sparse routing: of k paths side by side, each image goes through the one with its largest gate.
 
 A soft router computes all paths and weighs them. A top-1 router computes one, so that k paths cost
-the arithmetic of one. Its output is the chosen path times the chosen gate: through that factor the
-task's loss reaches the gate network, though the choice itself has no derivative.
+the arithmetic of one and of the gate network. Its output is the chosen path times the chosen gate:
+through that factor the task's loss reaches the gate network, though the choice itself has no
+derivative.
 
 Source: what Tissera's thesis, section 5.3, proposes ("divide to paths, compute, and accumulate
 layer-wise"); the factor as in Switch Transformers (Fedus et al. 2022), eq. 2.
@@ -18,7 +19,7 @@ from latentspace.contexts import ConstantGates, LearnedGates
 from latentspace.multipath import MultiPath, ParallelDense, multipath
 from latentspace.routing import GateNetwork, check_sizes
 
-__all__ = ["SparseDense", "TopOne", "dispatch", "sparse_network", "top_one"]
+__all__ = ["SparseDense", "TopOne", "dispatch", "in_turn", "sparse_network", "top_one"]
 
 
 def top_one(gates: Tensor) -> Tensor:
@@ -43,9 +44,10 @@ def dispatch(x: Tensor, chosen: Tensor, paths: Sequence[Callable[[Tensor], Tenso
     if min(picked) == max(picked):  # as with a single image: nothing to sort, nothing to copy
         return paths[picked[0]](x)
     order = chosen.argsort(stable=True)
-    shares = x[order].split(chosen.bincount(minlength=len(paths)).tolist())
+    counts = chosen.bincount(minlength=len(paths)).tolist()
+    shares = x.index_select(0, order).split(counts)  # three times as fast as x[order]
     done = [path(part) for path, part in zip(paths, shares, strict=True) if len(part)]
-    return torch.cat(done)[order.argsort()]
+    return torch.cat(done).index_select(0, order.argsort())
 
 
 class TopOne(nn.Module):
@@ -72,6 +74,29 @@ class TopOne(nn.Module):
         gate, chosen = self.gates(x)[:, 0].max(-1)
         y = dispatch(x, chosen, list(self.paths))
         return y * gate.view(-1, *[1] * (y.ndim - 1))
+
+
+class _InTurn(nn.Module):
+    def __init__(self, gates: nn.Module, k: int, images: int) -> None:
+        super().__init__()
+        self.gates = gates
+        self.lead: Tensor
+        self.register_buffer("lead", torch.eye(k).repeat(-(-images // k), 1)[:images, None])
+
+    def forward(self, paths: Tensor) -> Tensor:
+        return self.gates(paths) + self.lead[: len(paths)]
+
+
+def in_turn(model: nn.Module, images: int) -> nn.Module:
+    """Let image i of a batch choose path i mod k in every `TopOne`, and return the model.
+
+    For timing: untrained gates send nearly all images to one path, so that hardly anything is
+    dispatched. The gate networks still run; 1 is added to the gate whose turn it is. Batches of up
+    to ``images``.
+    """
+    for router in [part for part in model.modules() if isinstance(part, TopOne)]:
+        router.gates = _InTurn(router.gates, len(router.paths), images)
+    return model
 
 
 def sparse_network(
