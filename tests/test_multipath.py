@@ -404,8 +404,12 @@ def test_scikit_learns_own_checks():
     check_estimator(MultiPathClassifier(device="cpu", random_state=0))
 
 
+class Another(MultiPathClassifier):
+    """A subclass that trains another network from the same parameters."""
+
+
 def test_weights_are_kept_and_read(tmp_path, monkeypatch):
-    """By data and parameters: the second fit trains nothing, another one does not read them."""
+    """By data, parameters and class: the second fit trains nothing, another one reads them not."""
     monkeypatch.setenv("LATENTSPACE_DATA", str(tmp_path))
     model = MultiPathClassifier(**SMALL | {"epochs": 2, "random_state": 4, "cache": True})
     first = clone(model).fit(IMAGES[:100], Y[:100])
@@ -420,6 +424,8 @@ def test_weights_are_kept_and_read(tmp_path, monkeypatch):
     for change, count in (({"lr": 0.01}, 100), ({}, 99)):
         with pytest.raises(TypeError):  # such a step gives no loss
             clone(model).set_params(**change).fit(IMAGES[:count], Y[:count])
-    assert len(trained) == 2
+    with pytest.raises(TypeError):
+        Another(**model.get_params()).fit(IMAGES[:100], Y[:100])
+    assert len(trained) == 3
     with pytest.raises(ValueError, match="integer random_state"):
         clone(model).set_params(random_state=None).fit(IMAGES[:100], Y[:100])

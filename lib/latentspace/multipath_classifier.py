@@ -203,6 +203,8 @@ class MultiPathClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(self.random_state, int | np.integer):
             raise ValueError(f"cache needs an integer random_state, got {self.random_state!r}")
         settings = {k: v for k, v in self.get_params().items() if k not in _NO_RESULT}
+        if type(self) is not MultiPathClassifier:  # a subclass may train another network
+            settings["class"] = type(self).__qualname__
         text = repr((__version__, sorted(settings.items()))).encode()
         key = fingerprint(x.numpy(), labels.numpy(), np.frombuffer(text, np.uint8))
         return data_home() / "weights" / f"multipath-{key}.pt"
