@@ -11,14 +11,9 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import check_estimator
 
-from latentspace.multipath import (
-    MultiPath,
-    ParallelConvolutions,
-    ParallelDense,
-    multipath,
-    network,
-)
+from latentspace.multipath import MultiPath, multipath, network
 from latentspace.multipath_classifier import MultiPathClassifier, step_schedule
+from latentspace.parallel import ParallelConvolutions, ParallelDense
 
 PRINTED = {  # Tables 3.2 and 3.3, millions
     "BaseCNN": 0.55, "WideCNN": 1.67, "SEBaseCNN": 0.58,

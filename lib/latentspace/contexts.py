@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from latentspace.gates import watched
 from latentspace.images import affine_matrices, warp
-from latentspace.multipath import ParallelDense
+from latentspace.parallel import ParallelDense
 from latentspace.routing import GateNetwork
 
 __all__ = [

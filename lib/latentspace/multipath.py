@@ -27,19 +27,13 @@ import re
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentspace.networks import Residual
-from latentspace.routing import (
-    CrossConnection,
-    CrossPrediction,
-    CrossStitch,
-    SqueezeExcitation,
-    check_sizes,
-)
+from latentspace.parallel import ParallelConvolutions, ParallelDense
+from latentspace.routing import CrossConnection, CrossPrediction, CrossStitch, check_sizes
 
-__all__ = ["MultiPath", "ParallelConvolutions", "ParallelDense", "multipath", "network"]
+__all__ = ["MultiPath", "multipath", "network"]
 
 BASE = "C32 C32 M C64 C64 M C128 C128 M F128 F12"
 WIDE = "C64 C64 M C128 C128 M C256 C256 M F128 F12"
@@ -47,155 +41,8 @@ DEEP = "C32 C32 M C64 C64 M C128 C128 C128 M C256 C256 C256 M F128 F12"
 BASE_CC = "R C32 C32 M R C64 C64 M R C128 C128 M R F128 R F12"
 BASE_CP = "P32 C32 M P64 C64 M P128 C128 M F128 P12"
 VGG13_CC = "R C32 C32 M R C64 C64 M R C128 C128 M R C256 C256 M R C256 C256 M R F256 R F256"
-SQUEEZED = 32  # hidden units of "E", as fits best
 
-
-# --- layers that parallel paths go through, each by itself ----------------------------------------
-
-
-class ParallelConvolutions(nn.Module):
-    """Convolutions and poolings of m paths that do not see each other.
-
-    Parameters
-    ----------
-    paths, width : int >= 1
-        m, and the channels of a path that comes in.
-    items : sequence of str
-        "C64": 3 x 3 convolution to 64 channels of the same size, batch normalisation if ``norm``,
-        ReLU; "M": maximum over 2 x 2; "E": squeeze-and-excitation (with one path only).
-    norm : bool
-    grouped : bool
-        All paths at once by grouped convolutions, or path by path. The same numbers either way
-        (tested); which is faster depends on the machine: ``tests/benchmarks/routing.py``.
-
-    ``forward``: (n, m, channels, height, width) to (n, m, c, smaller height, smaller width).
-    ValueError for maps of other paths or smaller than the pooling, for no path, or for an item that
-    is unknown or cannot stand there.
-    """
-
-    def __init__(
-        self,
-        paths: int,
-        width: int,
-        items: Sequence[str],
-        norm: bool = True,
-        grouped: bool = False,
-    ) -> None:
-        super().__init__()
-        check_sizes(paths=paths, width=width)
-        self.paths, self.width, self.grouped, self.layers = paths, width, grouped, nn.ModuleList()
-        self.least = 2 ** list(items).count("M")  # pixels of a side that the pooling needs
-        for item in items:
-            if item[0] == "C":
-                self.layers.append(_Convolution(paths, width, int(item[1:]), norm))
-                width = int(item[1:])
-            elif item == "M":
-                self.layers.append(nn.MaxPool2d(2))
-            elif item == "E" and paths == 1:
-                self.layers.append(SqueezeExcitation(width, SQUEEZED))
-            else:
-                raise ValueError(f"no layer for {paths} paths: {item!r}; E is for one path only")
-
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x, self.paths)
-        parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
-        return self._through(self.layers, parts)
-
-    def routed(self, x: Tensor, router: CrossConnection) -> Tensor:
-        """``self(router(x))``, x (n, 1, channels, height, width), without the gradient of x.
-
-        The gates weigh the kernels of the first layer, a convolution, and not the images,
-        :math:`(g W) * x = W * (g x)`: their gradient comes out of that of the kernels.
-        """
-        self._check(x, 1)
-        first, *rest = self.layers
-        return self._through(rest, first.gated(x[:, 0], router.gates(x)[:, 0], self.grouped))
-
-    def _check(self, x: Tensor, paths: int) -> None:
-        if x.shape[1:-2] != (paths, self.width) or min(x.shape[-2:]) < self.least:
-            need = f"{paths} paths of {self.width} maps, {self.least} pixels a side or more"
-            raise ValueError(f"need {need}, got {tuple(x.shape[1:])}")
-
-    def _through(self, layers: Sequence[nn.Module], parts: list[Tensor]) -> Tensor:
-        for layer in layers:
-            parts = layer(parts) if isinstance(layer, _Convolution) else [layer(p) for p in parts]
-        one = len(parts) == 1
-        return parts[0].unflatten(1, (self.paths, -1)) if one else torch.stack(parts, 1)
-
-
-class _Convolution(nn.Module):
-    """The same layer for each of a list of parts: m paths, or one part that holds them all."""
-
-    def __init__(self, paths: int, inputs: int, outputs: int, norm: bool) -> None:
-        super().__init__()
-        self.paths = paths
-        self.conv = nn.Conv2d(paths * inputs, paths * outputs, 3, padding=1, groups=paths)
-        # Glorot's start. From He's, of twice the variance, five of thirteen networks learned
-        # nothing at the thesis's rate of .1 in a short run on a GPU; no test separated the cause.
-        nn.init.normal_(self.conv.weight, std=(2 / (9 * (inputs + outputs))) ** 0.5)
-        nn.init.zeros_(self.conv.bias)
-        self.norm = nn.BatchNorm2d(paths * outputs) if norm else None
-
-    def forward(self, parts: list[Tensor]) -> list[Tensor]:
-        groups = self.paths // len(parts)
-        shares = (_cut(t, len(parts)) for t in (self.conv.weight, self.conv.bias))
-        maps = [
-            F.conv2d(x, weight, bias, padding=1, groups=groups)
-            for x, weight, bias in zip(parts, *shares, strict=True)
-        ]
-        return self._finish(maps)
-
-    def gated(self, x: Tensor, gates: Tensor, grouped: bool) -> list[Tensor]:
-        """The layer of the images ``gates[:, j] x``: each image has kernels of its own."""
-        patches = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)  # n, c, h, w, 3, 3
-        patches = patches.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)  # n, 9 c, h w
-        weight = self.conv.weight.flatten(1).unflatten(0, (self.paths, -1))
-        kernels = gates[..., None, None] * weight
-        if self.conv.bias is not None:  # meets a patch of ones
-            bias = self.conv.bias.view(self.paths, -1, 1).expand(len(x), -1, -1, -1)
-            kernels, patches = torch.cat([kernels, bias], -1), F.pad(patches, (0, 0, 0, 1), value=1)
-        if grouped:
-            kernels = kernels.flatten(1, 2)[:, None]
-        maps = [(kernel @ patches).unflatten(2, x.shape[2:]) for kernel in kernels.unbind(1)]
-        return self._finish(maps)
-
-    def _finish(self, maps: list[Tensor]) -> list[Tensor]:
-        n = self.norm
-        if n is not None:
-            shares = (_cut(t, len(maps)) for t in (n.running_mean, n.running_var, n.weight, n.bias))
-            maps = [
-                F.batch_norm(x, mean, variance, scale, shift, self.training, n.momentum, n.eps)
-                for x, mean, variance, scale, shift in zip(maps, *shares, strict=True)
-            ]
-        return [x.relu_() for x in maps]  # in place: nobody else has them
-
-
-def _cut(t: Tensor | None, parts: int) -> Sequence[Tensor | None]:
-    """Each part's share of what belongs to all paths."""
-    return t.chunk(parts) if t is not None and parts > 1 else [t] * parts
-
-
-class ParallelDense(nn.Module):
-    """A dense layer for each of m paths, with a ReLU unless ``relu`` is False.
-
-    ``forward``: (n, m, ...), ``inputs`` numbers a path, flattened, to (n, m, outputs). ValueError
-    for other numbers, or for a size that is no integer >= 1.
-    """
-
-    def __init__(self, paths: int, inputs: int, outputs: int, relu: bool = True) -> None:
-        super().__init__()
-        check_sizes(paths=paths, inputs=inputs, outputs=outputs)
-        scale = (2 / (inputs + outputs)) ** 0.5  # Glorot's start
-        self.weight = nn.Parameter(torch.randn(paths, inputs, outputs) * scale)
-        self.bias = nn.Parameter(torch.zeros(paths, 1, outputs))
-        self.relu = relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat, (paths, inputs) = x.flatten(2), self.weight.shape[:2]
-        if flat.shape[1:] != (paths, inputs):
-            raise ValueError(f"need {paths} paths of {inputs} numbers, got {tuple(x.shape[1:])}")
-        x = torch.baddbmm(self.bias, flat.transpose(0, 1), self.weight).transpose(0, 1)
-        return x.relu() if self.relu else x
+# --- networks -------------------------------------------------------------------------------------
 
 
 class _Branches(nn.ModuleList):
@@ -210,9 +57,6 @@ class _Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(3).mean(3)
-
-
-# --- networks -------------------------------------------------------------------------------------
 
 
 class MultiPath(nn.Module):
@@ -258,8 +102,8 @@ class MultiPath(nn.Module):
 
 def _starts_by_routing_images(stages: Sequence[nn.Module]) -> bool:
     match stages:
-        case [CrossConnection(inputs=1), ParallelConvolutions(layers=layers), *_]:
-            return any(isinstance(layer, _Convolution) for layer in layers[:1])
+        case [CrossConnection(inputs=1), ParallelConvolutions(convolves_first=True), *_]:
+            return True
     return False
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentspace.contexts import ConstantGates, LearnedGates
-from latentspace.multipath import MultiPath, ParallelDense, multipath
+from latentspace.multipath import MultiPath, multipath
+from latentspace.parallel import ParallelDense
 from latentspace.routing import GateNetwork, check_sizes
 
 __all__ = ["SparseDense", "TopOne", "dispatch", "in_turn", "sparse_network", "top_one"]

@@ -15,7 +15,8 @@ import time
 
 import torch
 
-from latentspace.multipath import ParallelConvolutions, network
+from latentspace.multipath import network
+from latentspace.parallel import ParallelConvolutions
 
 TARGET = 2.2
 
