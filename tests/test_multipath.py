@@ -1,6 +1,5 @@
 """The thesis's networks: their parameters, both forms of their paths, and the estimator."""
 
-import copy
 import re
 
 import numpy as np
@@ -153,41 +152,6 @@ def test_grouped_and_path_by_path_are_the_same(train):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-9, rtol=0)
     for a, b in zip(one.buffers(), two.buffers(), strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("plan", ["R C5 C4 M R C6", "R M C5 R", "R F5 R"])
-@pytest.mark.parametrize(("norm", "grouped"), [(True, False), (False, True)])
-def test_gated_kernels_are_gated_images(plan, norm, grouped):
-    """Stage by stage, the gates weigh the images; `forward` may weigh the kernels instead."""
-    torch.manual_seed(3)
-    model = multipath(plan, (3, 8, 10), 4, paths=3, norm=norm, grouped=grouped).double()
-    x, upstream = (torch.randn(*size, dtype=torch.float64) for size in ((5, 3, 8, 10), (5, 4)))
-    naive = copy.deepcopy(model)
-    y = x[:, None]
-    for stage in naive.stages:
-        y = stage(y)
-    logits = model(x)
-    torch.testing.assert_close(logits, y.mean(1), atol=1e-12, rtol=0)
-    (logits * upstream).sum().backward()
-    (y.mean(1) * upstream).sum().backward()
-    for a, b in zip(model.parameters(), naive.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-12, rtol=0)
-    for a, b in zip(model.buffers(), naive.buffers(), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_training_asks_for_no_gradient_of_the_images():
-    """No node of the graph of a routed network is the backward pass of a convolution of images."""
-    model, x = network("BaseCNN-2-CC", shape=(3, 8, 8)), torch.rand(2, 3, 8, 8)
-    found, todo = [], [model(x).sum().grad_fn]
-    while todo:
-        node = todo.pop()
-        if node.name() == "ConvolutionBackward0":
-            found.append(node._saved_weight.shape[1])
-        todo += [child for child, _ in node.next_functions if child is not None]
-    assert found and 3 not in found
-    model(x.requires_grad_()).sum().backward()  # unless somebody does ask
-    assert x.grad.abs().sum() > 0
 
 
 def test_parallel_layers_are_separate_layers():

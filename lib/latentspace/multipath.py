@@ -82,11 +82,8 @@ class MultiPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, n_classes) of images (n, c, height, width) or vectors (n, c)."""
-        x, stages = self._start(x), list(self.stages)
-        if torch.is_grad_enabled() and not x.requires_grad and _starts_by_routing_images(stages):
-            router, layers, *stages = stages
-            x = layers.routed(x, router)
-        for stage in stages:
+        x = self._start(x)
+        for stage in self.stages:
             x = stage(x)
         return x.mean(1)
 
@@ -98,13 +95,6 @@ class MultiPath(nn.Module):
                 found.append(stage.gates(x))
             x = stage(x)
         return found
-
-
-def _starts_by_routing_images(stages: Sequence[nn.Module]) -> bool:
-    match stages:
-        case [CrossConnection(inputs=1), ParallelConvolutions(convolves_first=True), *_]:
-            return True
-    return False
 
 
 def multipath(

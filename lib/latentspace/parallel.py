@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentspace.routing import CrossConnection, SqueezeExcitation, check_sizes
+from latentspace.routing import SqueezeExcitation, check_sizes
 
 __all__ = ["ParallelConvolutions", "ParallelDense"]
 
@@ -48,7 +48,6 @@ class ParallelConvolutions(nn.Module):
         check_sizes(paths=paths, width=width)
         self.paths, self.width, self.grouped, self.layers = paths, width, grouped, nn.ModuleList()
         self.least = 2 ** list(items).count("M")  # pixels of a side that the pooling needs
-        self.convolves_first = bool(items) and items[0][0] == "C"  # then `routed` can be used
         for item in items:
             if item[0] == "C":
                 self.layers.append(_Convolution(paths, width, int(item[1:]), norm))
@@ -61,27 +60,11 @@ class ParallelConvolutions(nn.Module):
                 raise ValueError(f"no layer for {paths} paths: {item!r}; E is for one path only")
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check(x, self.paths)
-        parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
-        return self._through(self.layers, parts)
-
-    def routed(self, x: Tensor, router: CrossConnection) -> Tensor:
-        """``self(router(x))``, x (n, 1, channels, height, width), without the gradient of x.
-
-        The gates weigh the kernels of the first layer, a convolution, and not the images,
-        :math:`(g W) * x = W * (g x)`: their gradient comes out of that of the kernels.
-        """
-        self._check(x, 1)
-        first, *rest = self.layers
-        return self._through(rest, first.gated(x[:, 0], router.gates(x)[:, 0], self.grouped))
-
-    def _check(self, x: Tensor, paths: int) -> None:
-        if x.shape[1:-2] != (paths, self.width) or min(x.shape[-2:]) < self.least:
-            need = f"{paths} paths of {self.width} maps, {self.least} pixels a side or more"
+        if x.shape[1:-2] != (self.paths, self.width) or min(x.shape[-2:]) < self.least:
+            need = f"{self.paths} paths of {self.width} maps, {self.least} pixels a side or more"
             raise ValueError(f"need {need}, got {tuple(x.shape[1:])}")
-
-    def _through(self, layers: Sequence[nn.Module], parts: list[Tensor]) -> Tensor:
-        for layer in layers:
+        parts = [x.flatten(1, 2)] if self.grouped else list(x.unbind(1))
+        for layer in self.layers:
             parts = layer(parts) if isinstance(layer, _Convolution) else [layer(p) for p in parts]
         one = len(parts) == 1
         return parts[0].unflatten(1, (self.paths, -1)) if one else torch.stack(parts, 1)
@@ -101,42 +84,23 @@ class _Convolution(nn.Module):
         self.norm = nn.BatchNorm2d(paths * outputs) if norm else None
 
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
-        groups = self.paths // len(parts)
-        shares = (_cut(t, len(parts)) for t in (self.conv.weight, self.conv.bias))
-        maps = [
+        count, groups, n = len(parts), self.paths // len(parts), self.norm
+
+        def cut(t: Tensor | None) -> Sequence[Tensor | None]:  # each part's share
+            return t.chunk(count) if t is not None and count > 1 else [t] * count
+
+        shares = map(cut, (self.conv.weight, self.conv.bias))
+        parts = [
             F.conv2d(x, weight, bias, padding=1, groups=groups)
             for x, weight, bias in zip(parts, *shares, strict=True)
         ]
-        return self._finish(maps)
-
-    def gated(self, x: Tensor, gates: Tensor, grouped: bool) -> list[Tensor]:
-        """The layer of the images ``gates[:, j] x``: each image has kernels of its own."""
-        patches = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)  # n, c, h, w, 3, 3
-        patches = patches.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)  # n, 9 c, h w
-        weight = self.conv.weight.flatten(1).unflatten(0, (self.paths, -1))
-        kernels = gates[..., None, None] * weight
-        if self.conv.bias is not None:  # meets a patch of ones
-            bias = self.conv.bias.view(self.paths, -1, 1).expand(len(x), -1, -1, -1)
-            kernels, patches = torch.cat([kernels, bias], -1), F.pad(patches, (0, 0, 0, 1), value=1)
-        if grouped:
-            kernels = kernels.flatten(1, 2)[:, None]
-        maps = [(kernel @ patches).unflatten(2, x.shape[2:]) for kernel in kernels.unbind(1)]
-        return self._finish(maps)
-
-    def _finish(self, maps: list[Tensor]) -> list[Tensor]:
-        n = self.norm
         if n is not None:
-            shares = (_cut(t, len(maps)) for t in (n.running_mean, n.running_var, n.weight, n.bias))
-            maps = [
+            shares = map(cut, (n.running_mean, n.running_var, n.weight, n.bias))
+            parts = [
                 F.batch_norm(x, mean, variance, scale, shift, self.training, n.momentum, n.eps)
-                for x, mean, variance, scale, shift in zip(maps, *shares, strict=True)
+                for x, mean, variance, scale, shift in zip(parts, *shares, strict=True)
             ]
-        return [x.relu_() for x in maps]  # in place: nobody else has them
-
-
-def _cut(t: Tensor | None, parts: int) -> Sequence[Tensor | None]:
-    """Each part's share of what belongs to all paths."""
-    return t.chunk(parts) if t is not None and parts > 1 else [t] * parts
+        return [x.relu_() for x in parts]  # in place: nobody else has them
 
 
 class ParallelDense(nn.Module):
