@@ -471,13 +471,14 @@ def test_notebooks_leaves_the_old_one_when_a_cell_fails(tiny):
     assert [p.name for p in (tiny / "notebooks").iterdir() if p.is_file()] == ["01_tiny.ipynb"]
 
 
-def test_two_executions_store_the_same_bytes(tiny):
+def test_two_executions_store_the_same_text_but_for_the_minutes(tiny):
     path = tiny / "notebooks" / "01_tiny.ipynb"
-    notebooks.update("01_tiny")
-    first = path.read_bytes()
-    path.unlink()
-    notebooks.update("01_tiny")
-    assert path.read_bytes() == first
+    texts = []
+    for _ in range(2):
+        notebooks.update("01_tiny")
+        texts.append(re.sub(r'"minutes": [\d.]+', "", path.read_text()))
+        path.unlink()
+    assert texts[0] == texts[1]
 
 
 def test_address_changes_every_copy_of_it(tmp_path):
